@@ -1,0 +1,75 @@
+# Two commands do it all: `make up` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+INVENTORY ?= inventories/local
+# uv does not read pip's variables by itself.
+export SSL_CERT_FILE ?= $(or $(PIP_CERT),$(REQUESTS_CA_BUNDLE))
+ifeq ($(SSL_CERT_FILE),)
+unexport SSL_CERT_FILE
+endif
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+# Neither leaks into the hosts nor hides the project's own settings.
+unexport PYTHONDONTWRITEBYTECODE PYTHONPATH
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export ANSIBLE_LOCALHOST_WARNING := False
+LOCKS := files/locks
+STAMP := .venv/.locked
+# Asks for the password of sudo only where one is needed.
+BECOME := $(shell [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null || echo --ask-become-pass)
+PLAYBOOK = ansible-playbook -i $(INVENTORY) $(BECOME)
+
+.PHONY: help setup up down check lint unit molecule test lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@echo; echo "  INVENTORY=inventories/<env> chooses the cluster; ARGS=... is passed to ansible-playbook"
+
+setup: $(STAMP) ## make the control environment, .venv
+
+$(STAMP): $(LOCKS)/control.lock requirements.yml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"{sys.executable} is Python {v[0]}.{v[1]}; 3.11 or newer is needed: make PYTHON=...")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	@sed -n '/^uv==/,/[^\\]$$/p' $< > .venv/uv.lock
+	pip install --quiet --disable-pip-version-check --require-hashes -r .venv/uv.lock
+	uv pip sync --quiet --python .venv/bin/python --require-hashes $<
+	@ansible-galaxy collection install --offline -r requirements.yml > .venv/galaxy.log || { cat .venv/galaxy.log; exit 1; }
+	@touch $@
+
+up: setup ## make the cluster of INVENTORY and ask its model a question (default: this machine, CPU)
+	$(PLAYBOOK) site.yml $(ARGS)
+
+check: setup ## say what `make up` would change, and change nothing
+	$(PLAYBOOK) site.yml --check --diff $(ARGS)
+
+down: setup ## remove the cluster of INVENTORY
+	$(PLAYBOOK) teardown.yml $(ARGS)
+
+lint: setup ## yamllint, ansible-lint, ruff, mypy, syntax
+	yamllint --strict .
+	ruff check . && ruff format --check .
+	mypy
+	ansible-lint --offline --strict
+	ansible-playbook -i inventories/local,inventories/example --syntax-check site.yml teardown.yml
+
+unit: setup ## tests that need no host
+	pytest -q tests/unit
+
+molecule: setup ## tests of the roles and of the cluster in containers; SCENARIOS="a b" chooses
+	tests/molecule.sh $(SCENARIOS)
+
+test: lint unit molecule ## every test
+
+lock: setup ## renew the locks from files/locks/*.in
+	tests/lock.sh
+
+clean: ## remove the control environment and caches
+	rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .ansible

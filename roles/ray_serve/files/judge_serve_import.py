@@ -1,0 +1,51 @@
+"""Import what a Serve application names, in a process of its own, and say what it is.
+
+Called by judge_serve_config.py: `python judge_serve_import.py IMPORT_PATH ARGS_JSON`. Prints one JSON line last:
+`{"deployments": ["name", …]}` for an application, `{"deployments": null}` for a builder, `{"error": "…"}` else.
+A builder is not called: what it does is the cluster's business.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from typing import Any
+
+# Asking Ray for its context would start or join a cluster.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+
+
+def look(import_path: str, args: dict[str, Any]) -> dict[str, Any]:
+    """Return what the import path names; a failure is told as the exception's type and text."""
+    try:
+        from pydantic import BaseModel
+        from ray._common.utils import import_attr
+        from ray.serve._private.build_app import build_app
+        from ray.serve.deployment import Application
+
+        target = import_attr(import_path)
+        if isinstance(target, Application):
+            if args:
+                return {"error": "ValueError: args are only for a builder function, and this is a built application."}
+            built = build_app(target, name="judged", default_runtime_env={})
+            return {"deployments": [deployment.name for deployment in built.deployments]}
+        if not inspect.isfunction(target):
+            return {"error": f"TypeError: neither an Application nor a builder function but {type(target).__name__}."}
+        parameters = list(inspect.signature(target, eval_str=True).parameters.values())
+        if len(parameters) != 1:
+            return {"error": f"TypeError: a builder takes exactly one parameter, this one takes {len(parameters)}."}
+        model = parameters[0].annotation
+        if inspect.isclass(model) and issubclass(model, BaseModel):
+            model.model_validate(args)
+    except BaseException as error:  # noqa: BLE001 (the user's module may raise anything, SystemExit included)
+        return {"error": f"{type(error).__name__}: {error}"}
+    return {"deployments": None}
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.getcwd())
+    answer = look(sys.argv[1], json.loads(sys.argv[2]))
+    print("\n" + json.dumps(answer), flush=True)
+    os._exit(0)  # threads that the module started must not keep this process
