@@ -28,6 +28,8 @@ from typing import Any
 
 SHARED_BYTES = 32 * 1024 * 1024  # made by the driver, read on every node
 RING_BYTES = 8 * 1024 * 1024  # made on every node, read on the next; above Ray's 5 MiB transfer chunk
+CONNECT_SECONDS = 20  # Ray itself would try for a minute and more
+LOOK_AT_CONNECTION = "start Ray on the head, and set RAY_ADDRESS, RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as it has them"
 LOOK_AT_NODE = "look at the Ray service and its logs on that host, then restart it there"
 LOOK_AT_GPU = "run nvidia-smi and look at the kernel log (dmesg, Xid) on that host"
 
@@ -82,13 +84,16 @@ def judge_gpus(node: dict[str, Any]) -> list[str]:
     problems = [f"node {address}: {smi['error']}; do: {LOOK_AT_GPU}"] if "error" in smi else []
     if "gpus" in smi and len(smi["gpus"]) < node["gpus"]:
         problems.append(
-            f"node {address}: Ray counts {node['gpus']:g} GPUs but nvidia-smi sees {len(smi['gpus'])}; do: {LOOK_AT_GPU}"
+            f"node {address}: Ray counts {node['gpus']:g} GPUs but"
+            f" nvidia-smi sees {len(smi['gpus'])}; do: {LOOK_AT_GPU}"
         )
     for task in tasks:
         if "error" in task["smi"]:
             problems.append(f"node {address}, GPU {task['gpu']}: {task['smi']['error']}; do: {LOOK_AT_GPU}")
     if len({task["gpu"] for task in tasks}) != len(tasks):
-        problems.append(f"node {address}: Ray gave one GPU to two tasks ({[t['gpu'] for t in tasks]}); do: {LOOK_AT_NODE}")
+        problems.append(
+            f"node {address}: Ray gave one GPU to two tasks ({[t['gpu'] for t in tasks]}); do: {LOOK_AT_NODE}"
+        )
     return problems
 
 
@@ -108,14 +113,20 @@ def render(report: dict[str, Any]) -> str:
     lines += [f" - {n['address']} | CPUs={n['cpus']} | GPUs={n['gpus']}" for n in nodes]
     lines += ["", f"[CPU] Tasks ran on {len(cpu)} unique hosts"]
     for n in cpu:
-        lines.append(f" - {n['address']} | {n['hostname']} | pid {n['pid']} | {'1' if n['cpu_reserved'] else 'no free'} CPU")
+        lines.append(
+            f" - {n['address']} | {n['hostname']} | pid {n['pid']} | {'1' if n['cpu_reserved'] else 'no free'} CPU"
+        )
     lines += ["", f"[GPU] Total GPUs visible to Ray: {sum(n['gpus'] for n in nodes):g}"]
     lines += [f"[GPU] Tasks ran on {sum(bool(n['gpu_tasks']) for n in nodes)} unique hosts"]
     for n in gpu:
         lines += [f" - {n['address']} | GPU {t['gpu']} | {describe_smi(t['smi'])}" for t in n["gpu_tasks"]]
         if n["gpus_busy"]:
             lines.append(f" - {n['address']} | {n['gpus_busy']:g} GPUs busy, not reserved | {describe_smi(n['smi'])}")
-    lines += ["", "[Object Store] Testing data sharing...", f"[Object Store] Data consumed on {len(store)} unique hosts"]
+    lines += [
+        "",
+        "[Object Store] Testing data sharing...",
+        f"[Object Store] Data consumed on {len(store)} unique hosts",
+    ]
     lines += ["", "=== Health Check Summary ===", f"CPU hosts: {len(cpu)}", f"GPU hosts: {len(gpu)}"]
     lines += [f"Object Store hosts: {len(store)}", f"Seconds: {report['seconds']}", ""]
     lines += [f"Warning: {text}" for text in report["warnings"]]
@@ -184,7 +195,7 @@ def read_ring(ring: list[Any], seconds: float) -> str:
 
 
 def collect(refs: dict[Any, Any], seconds: float) -> tuple[dict[Any, Any], dict[Any, str]]:
-    """Wait for {key: ObjectRef} at most `seconds`. Returns ({key: result}, {key: why not}); late tasks are cancelled."""
+    """Wait for {key: ObjectRef} at most `seconds`. Returns ({key: result}, {key: why not}); cancels late ones."""
     import ray
 
     ready = set(ray.wait(list(refs.values()), num_returns=len(refs), timeout=max(seconds, 0.1))[0]) if refs else set()
@@ -276,7 +287,11 @@ class Check:
             node["cpu_reserved"] = False
         second = start(again, 0.75)
         more, late = collect({key: pair[0] for key, pair in second.items()}, self.left(0.75))
-        refs, facts, failures = refs | second, facts | more, {k: v for k, v in failures.items() if k not in again} | late
+        refs, facts, failures = (
+            refs | second,
+            facts | more,
+            {k: v for k, v in failures.items() if k not in again} | late,
+        )
         for key, why in failures.items():
             self.problems.append(f"node {nodes[key]['address']} does not run a task: {why}; do: {LOOK_AT_NODE}")
         for key, fact in facts.items():
@@ -316,7 +331,7 @@ class Check:
         for node in self.nodes:
             key, wanted = node["node_id"], int(node["gpus"] - node["gpus_busy"])
             node["gpu_tasks"] = [results[ref] for ref in refs if ref[0] == key and ref in results]
-            late = [f"{why}" for ref, why in failures.items() if ref[0] == key]
+            late = [why for ref, why in failures.items() if ref[0] == key]
             taken = key in groups and int(free.get(key, {}).get("GPU", 0.0)) < wanted
             if late and taken and self.ray.util.placement_group_table(groups[key])["state"] == "PENDING":
                 node["gpus_busy"] = node["gpus"]  # taken by somebody since we looked
@@ -332,7 +347,10 @@ class Check:
         """Every node reads what the node before it made."""
         if len(ring) < 2:
             return
-        readers = {reader["node_id"]: (reader, maker, ref) for (maker, ref), (reader, _) in zip(ring, ring[1:] + ring[:1])}
+        readers = {
+            reader["node_id"]: (reader, maker, ref)
+            for (maker, ref), (reader, _) in zip(ring, ring[1:] + ring[:1], strict=True)
+        }
         refs = {
             key: self.on_node(read_ring, reader, num_cpus=0).remote([ref], self.left(1) * 0.8)
             for key, (reader, _, ref) in readers.items()
@@ -343,7 +361,8 @@ class Check:
                 reader["store_ok"] = False
                 self.problems.append(
                     f"node {reader['address']} cannot read an object made on node {maker['address']}"
-                    f" ({failures.get(key) or digests[key][:60]}); do: admit the object manager's port between the nodes"
+                    f" ({failures.get(key) or digests[key][:60]});"
+                    " do: admit the object manager's port between the nodes"
                 )
 
 
@@ -377,7 +396,7 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         parser.error(f"expected nodes: {error}")
 
-    report, began, stage = new_report(), time.monotonic(), ["connecting to Ray"]
+    report, began, stage = new_report(), time.monotonic(), ["connecting"]
 
     def finish(problem: str | None = None) -> None:
         if problem:
@@ -387,21 +406,28 @@ def main(argv: list[str] | None = None) -> int:
         emit(report, args.json)
 
     def give_up() -> None:  # a call into Ray that has no timeout of its own must not hang the check
+        if stage == ["connecting"]:
+            finish(f"no Ray answers within {CONNECT_SECONDS} s, or it refuses the token; do: {LOOK_AT_CONNECTION}")
+            os._exit(2)
         finish(f"not finished within {args.timeout:g} s while {stage[0]}; do: look at the head's GCS and raylet logs")
-        os._exit(2 if stage[0] == "connecting to Ray" else 1)
+        os._exit(1)
 
-    watchdog = threading.Timer(args.timeout + 5, give_up)
-    watchdog.daemon = True
-    watchdog.start()
+    def guard(seconds: float) -> threading.Timer:
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
+        return timer
 
+    watchdog = guard(CONNECT_SECONDS)
     import ray
 
     try:
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
     except Exception as error:  # Ray raises many kinds here; all mean the same to the caller
-        finish(f"cannot connect to Ray: {error}; do: start Ray on the head and check the token's environment variables")
+        finish(f"cannot connect to Ray: {error}; do: {LOOK_AT_CONNECTION}")
         return 2
-    stage[0] = "running tasks"
+    watchdog.cancel()
+    stage[0], watchdog = "running tasks", guard(args.timeout + 5)
     check = Check(args.timeout)
     report["nodes"] = check.nodes
     if expected is not None:

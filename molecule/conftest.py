@@ -11,18 +11,19 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
+from pluggy import Result
 from testinfra.host import Host
 
 JOURNAL_LINES = 60
 
 
 @pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, object, None]:
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, Result[pytest.TestReport], None]:
     """Add the journals of the module's ``UNITS`` to the report of a failed test."""
     outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]
+    report = outcome.get_result()
     host = item.funcargs.get("host")
-    if not report.failed or host is None:
+    if not report.failed or not isinstance(host, Host):
         return
     for unit in getattr(item.module, "UNITS", ()):
         journal = host.run("journalctl --no-pager --lines %s --unit %s", str(JOURNAL_LINES), unit)

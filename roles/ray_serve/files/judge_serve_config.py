@@ -1,6 +1,6 @@
 """Judge a Serve config, the file that `serve deploy` takes, by the installed Ray and vLLM before it is deployed.
 
-Usage: judge_serve_config.py CONFIG.yml
+Usage: judge_serve_config.py CONFIG.yml|-
 Prints {"problems": [{"variable", "value", "problem", "do"}]}; exit 0 none, 1 some, 2 the judge itself failed.
 """
 
@@ -78,7 +78,8 @@ def _judge_schema(config: dict[Any, Any], apps: list[tuple[int, dict[Any, Any]]]
 
 def _judge_app(app: dict[Any, Any], path: str, look: dict[str, Any] | None, problems: Problems) -> None:
     """Judge what an application imports and builds, and its `deployments:` against what it built."""
-    overrides = app.get("deployments") if isinstance(app.get("deployments"), list) else []
+    overrides = app.get("deployments")
+    overrides = overrides if isinstance(overrides, list) else []
     builder = _llm_builder(app)
     if builder:
         from judge_serve_llm import ARGUMENTS, judge_llm_app
@@ -189,7 +190,8 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        config = load(pathlib.Path(arguments[0]).read_bytes().decode())
+        source = sys.stdin.buffer.read() if arguments[0] == "-" else pathlib.Path(arguments[0]).read_bytes()
+        config = load(source.decode())
     except UnicodeDecodeError as error:
         config = Problem(ROOT, None, f"Not UTF-8: {error}", "Save the file as UTF-8.")
     except OSError as error:

@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import sys
+import typing
 from typing import Any
 
 # Asking Ray for its context would start or join a cluster.
@@ -36,9 +37,9 @@ def look(import_path: str, args: dict[str, Any]) -> dict[str, Any]:
         parameters = list(inspect.signature(target, eval_str=True).parameters.values())
         if len(parameters) != 1:
             return {"error": f"TypeError: a builder takes exactly one parameter, this one takes {len(parameters)}."}
-        model = parameters[0].annotation
-        if inspect.isclass(model) and issubclass(model, BaseModel):
-            model.model_validate(args)
+        model: Any = parameters[0].annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            typing.cast(type[BaseModel], model).model_validate(args)
     except BaseException as error:  # noqa: BLE001 (the user's module may raise anything, SystemExit included)
         return {"error": f"{type(error).__name__}: {error}"}
     return {"deployments": None}

@@ -94,11 +94,25 @@ def ray_serve_requests(config: Mapping[str, Any], warmups: Mapping[str, Any]) ->
     return requests
 
 
+def completion_targets(
+    config: Mapping[str, Any], addresses: list[str], prompt: str, contains: str
+) -> list[dict[str, Any]]:
+    """A question to each model of ray.serve.llm through the proxy of each address: a list of ray_health's targets."""
+    bases = dict.fromkeys(ray_serve_base_url(config["http_options"], address) for address in addresses)
+    question = {"prompt": prompt, **({"contains": contains} if contains else {})}
+    return [
+        {"url": base + (application.get("route_prefix") or "/").rstrip("/"), "model": model, **question}
+        for base in bases
+        for application in _applications(config)
+        for model in llm_models(application)
+    ]
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "ray_serve_problems": ray_serve_problems,
             "ray_serve_requests": ray_serve_requests,
             "ray_serve_base_url": ray_serve_base_url,
-            "llm_models": llm_models,
+            "completion_targets": completion_targets,
         }

@@ -64,6 +64,11 @@ plan:
   description: Application name to what is done with it, C(unchanged), C(add), C(change) or C(remove).
   type: dict
   returned: always
+proxies:
+  description: Addresses of the nodes that have a proxy.
+  type: list
+  elements: str
+  returned: always
 answered_seconds:
   description: Path of each request to the seconds that it took.
   type: dict
@@ -127,6 +132,12 @@ def states(running: dict[str, Any], names: list[str]) -> tuple[list[str], list[s
     status = {name: (applications.get(name) or {}).get("status", "absent") for name in names}
     failed = [name for name in names if status[name] in FAILED]
     return failed, [name for name in names if status[name] != "RUNNING" and name not in failed]
+
+
+def proxy_addresses(running: dict[str, Any]) -> list[str]:
+    """Addresses of the nodes whose proxy takes requests or is about to."""
+    proxies = (running.get("proxies") or {}).values()
+    return sorted(p["node_ip"] for p in proxies if p.get("status") in ("STARTING", "HEALTHY"))
 
 
 class Serve:
@@ -257,7 +268,7 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    result: dict[str, Any] = {"changed": False, "plan": {}}
+    result: dict[str, Any] = {"changed": False, "plan": {}, "proxies": []}
     try:
         try:
             with open(module.params["token_path"]) as handle:
@@ -273,6 +284,7 @@ def main() -> None:
         before, after = comparable(module.params["config"], running)
         result["diff"] = {"before": before, "after": after, "before_header": "running", "after_header": "wanted"}
         apply(module, serve, result, running)
+        result["proxies"] = proxy_addresses(read_state(module, serve))
     except Problem as problem:
         module.fail_json(msg=str(problem), **result)
     module.exit_json(**result)
