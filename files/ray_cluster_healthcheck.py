@@ -207,7 +207,7 @@ def collect(refs: dict[Any, Any], seconds: float) -> tuple[dict[Any, Any], dict[
             continue
         try:
             results[key] = ray.get(ref, timeout=5)
-        except Exception as error:  # whatever it is, it is this node's problem to report
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is this node's problem to report)
             failures[key] = f"{type(error).__name__}: {str(error).strip().splitlines()[-1][:300]}"
     return results, failures
 
@@ -241,7 +241,8 @@ class Check:
 
     def free(self) -> dict[str, dict[str, float]]:
         """Free resources by node id. Ray has no public call for it per node."""
-        return self.ray._private.state.available_resources_per_node()
+        free: dict[str, dict[str, float]] = self.ray._private.state.available_resources_per_node()
+        return free
 
     def left(self, share: float) -> float:
         """Seconds until `share` of the whole timeout has passed."""
@@ -423,7 +424,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
-    except Exception as error:  # Ray raises many kinds here; all mean the same to the caller
+    except Exception as error:  # noqa: BLE001 (Ray raises many kinds; all mean the same to the caller)
         finish(f"cannot connect to Ray: {error}; do: {LOOK_AT_CONNECTION}")
         return 2
     watchdog.cancel()

@@ -5,6 +5,7 @@ A test module that names systemd units in ``UNITS`` (a tuple of unit names) gets
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable, Generator
@@ -51,5 +52,38 @@ def podman() -> Callable[..., str]:
     def run(*arguments: str) -> str:
         command = [*as_root, "podman", *arguments]
         return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs a playbook of the project against the scenario's hosts, as an operator would."""
+    project = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
+    inventory = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "inventory"
+    environment = {**os.environ, "ANSIBLE_CONFIG": str(project / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
+
+    def run(
+        path: str | Path, *arguments: str, variables: dict[str, object] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        extra = ["-e", json.dumps(variables)] if variables else []
+        command = ["ansible-playbook", "-i", str(inventory), *arguments, *extra, str(path)]
+        return subprocess.run(
+            command, env=environment, cwd=project, check=False, capture_output=True, text=True, timeout=600
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def apply_role(
+    playbook: Callable[..., subprocess.CompletedProcess[str]],
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that applies one role to the hosts with extra variables."""
+    converge = Path(__file__).parent / "shared/converge.yml"
+
+    def run(role: str, variables: dict[str, object]) -> subprocess.CompletedProcess[str]:
+        assert role == os.environ["MOLECULE_SCENARIO_NAME"], "the shared converge applies the scenario's own role"
+        return playbook(converge, variables=variables)
 
     return run

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-FILES = pathlib.Path(__file__).resolve().parents[2] / "roles/ray_serve/files"
-sys.path.insert(0, str(FILES))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "roles/ray_serve/files"))
 
 import judge_serve_config as judge_module
 
+FILES = pathlib.Path(judge_module.__file__).parent
 ROOT = "ray_serve_config"
 APP = f"{ROOT}.applications[0]"
 LLM = f"{APP}.args.llm_configs[0]"
@@ -137,7 +137,7 @@ def two_apps() -> Any:
 def put(config: Any, path: str, value: Any) -> Any:
     """Set a dotted path (numbers are list positions, missing mappings are made) and return the config."""
     *parents, last = [int(step) if step.isdigit() else step for step in path.split("/")]
-    there = config
+    there: Any = config
     for step in parents:
         there = there[step] if isinstance(there, list) else there.setdefault(step, {})
     there[last] = value
@@ -436,7 +436,7 @@ def test_command_line(tmp_path: pathlib.Path) -> None:
 
 
 MUTATIONS = 150
-JUNK = [None, 0, -1, 2.5, True, "x", "", [], {}, [1], {"x": 1}, [[{}]], {1: {2: [None]}}, datetime.date(2026, 1, 2)]
+JUNK: list[Any] = [None, 0, -1, 2.5, True, "x", "", [], {}, [1], {"x": 1}, [[{}]], {1: {2: [None]}}, datetime.date(2026, 1, 2)]
 
 
 def places(there: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

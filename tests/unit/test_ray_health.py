@@ -121,7 +121,8 @@ def ask(server: Server, script: list[tuple[int, str]], contains: str | None = No
     url = f"http://127.0.0.1:{server.server_port}/chat/"
     target = {"url": url, "model": "m", "prompt": "Capital?", "contains": contains}
     defaults = {"targets": [target], "max_tokens": 8, "stream": False, "api_key": None, "timeout_seconds": 3}
-    return completion.ask_all({**defaults, **params})[0]
+    answer: dict[str, Any] = completion.ask_all({**defaults, **params})[0]
+    return answer
 
 
 def test_answer_and_request(server: Server) -> None:

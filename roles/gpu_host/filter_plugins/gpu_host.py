@@ -19,7 +19,9 @@ def gpu_host_problems(user: str, directories: dict[str, str]) -> list[dict[str, 
         parts = PurePosixPath(path).parts
         if not path.startswith("/") or ".." in parts or len(parts) < 3:
             text = "must be an absolute path at least two levels deep, since teardown removes it"
-            found.append({"variable": variable, "value": path, "problem": text, "do": "use something like /opt/raymetal"})
+            found.append(
+                {"variable": variable, "value": path, "problem": text, "do": "use something like /opt/raymetal"}
+            )
     state = directories["gpu_host_state_dir"]
     if len(state) > STATE_DIR_LENGTH_MAX:
         text = f"longer than {STATE_DIR_LENGTH_MAX} characters: Ray's sockets below it would have too long a path"

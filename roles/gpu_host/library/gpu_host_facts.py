@@ -95,7 +95,7 @@ def parse_gpus(query: str, banner: str) -> dict[str, Any]:
 
 
 def gpu_facts() -> dict[str, Any]:
-    none = {"gpus": [], "driver_version": None, "driver_cuda": None}
+    none: dict[str, Any] = {"gpus": [], "driver_version": None, "driver_cuda": None}
     status, query = run(["nvidia-smi", *GPU_QUERY])
     if status != 0:
         return {**none, "gpu_error": query.strip()[:500]}

@@ -14,7 +14,15 @@ import sys
 
 
 def install(uv: str, requirements: str, target: str) -> None:
-    command = [uv, "pip", "install", "--no-deps", "--require-hashes", f"--python={sys.executable}", f"--target={target}"]
+    command = [
+        uv,
+        "pip",
+        "install",
+        "--no-deps",
+        "--require-hashes",
+        f"--python={sys.executable}",
+        f"--target={target}",
+    ]
     subprocess.run([*command, "-r", requirements], check=True)
 
 

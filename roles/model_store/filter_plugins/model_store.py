@@ -35,7 +35,13 @@ def model_store_problems(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if not path.is_dir():
                 add(index, ".controller_path", str(path), "is no directory on the controller", "correct the path")
             elif not (path / "config.json").is_file():
-                add(index, ".controller_path", str(path), "has no config.json: no model that vLLM loads", "correct the path")
+                add(
+                    index,
+                    ".controller_path",
+                    str(path),
+                    "has no config.json: no model that vLLM loads",
+                    "correct the path",
+                )
         if given == ["package"] and not Path(model["package"]["requirements"]).is_file():
             value = model["package"]["requirements"]
             add(index, ".package.requirements", value, "is no file on the controller", "correct the path")

@@ -35,7 +35,9 @@ def python_env_problems(
         for package in ("ray", vllm, "torch"):
             if not lock_version(lock, package):
                 text = f"the lock of variant {variant} has no {package}"
-                found.append({"variable": "python_env_lock", "value": lock_path, "problem": text, "do": "run `make lock`"})
+                found.append(
+                    {"variable": "python_env_lock", "value": lock_path, "problem": text, "do": "run `make lock`"}
+                )
     if source == "conda" and not conda_prefix:
         text = "python_env_python_source is conda, and no conda environment is named"
         do = "set it to the prefix of a conda environment on the hosts"

@@ -18,7 +18,7 @@ OWNED = {
     "dashboard_port": "set ray_node_dashboard_port",
     "node_ip_address": "set ray_node_address",
     "temp_dir": "set cluster_state_dir",
-    "redis_password": "a flag would show it in the process list; an external Redis with a password is not supported yet",
+    "redis_password": "a flag would show it in the process list; an external Redis with a password is not supported",
 }
 # Gone from Ray since older tutorials: what replaced them.
 REMOVED = {
@@ -71,7 +71,7 @@ def _value_problem(name: str, value: Any, kind: str) -> tuple[str, str] | None:
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind in ("switch", "boolean") and not isinstance(value, bool):
         return "is not true or false", "write true or false"
-    if kind == "integer" and not (number and value == int(value)):
+    if kind == "integer" and not (number and isinstance(value, int)):
         return "is not a whole number", "write a whole number"
     if kind == "float" and not number:
         return "is not a number", "write a number"
@@ -91,7 +91,10 @@ def _value_problem(name: str, value: Any, kind: str) -> tuple[str, str] | None:
         if wrong:
             return f"amounts of {', '.join(map(str, wrong))} are not numbers of zero or more", "write name: amount"
         if {"CPU", "GPU", "memory", "object_store_memory"} & set(value):
-            return "names a resource that has an option of its own", "use num_cpus, num_gpus, memory, object_store_memory"
+            return (
+                "names a resource that has an option of its own",
+                "use num_cpus, num_gpus, memory, object_store_memory",
+            )
     if kind == "text" and not isinstance(value, (str, int, float, list, Mapping)):
         return "is not text", "write text"
     if kind.startswith("choice:") and str(value).lower() not in kind.removeprefix("choice:").split("|"):
@@ -105,7 +108,12 @@ def _port_problems(options: Mapping[str, Any], fixed: Mapping[str, Any]) -> Iter
     workers = [options.get("min_worker_port", 10002), options.get("max_worker_port", 19999)]
     for name, port in named.items():
         short = name.rpartition(".")[2]
-        if not isinstance(port, int) or isinstance(port, bool) or port == 0 or short in ("min_worker_port", "max_worker_port"):
+        if (
+            not isinstance(port, int)
+            or isinstance(port, bool)
+            or port == 0
+            or short in ("min_worker_port", "max_worker_port")
+        ):
             continue
         if not 0 < port <= PORT_MAX:
             if name in fixed:
@@ -113,7 +121,11 @@ def _port_problems(options: Mapping[str, Any], fixed: Mapping[str, Any]) -> Iter
         elif port in ports:
             text = f"is also the port of {ports[port]}"
             yield {"variable": name, "value": port, "problem": text, "do": "give each its own"}
-        elif all(isinstance(w, int) for w in workers) and workers[0] <= port <= workers[1] and "worker_port_list" not in options:
+        elif (
+            all(isinstance(w, int) for w in workers)
+            and workers[0] <= port <= workers[1]
+            and "worker_port_list" not in options
+        ):
             text = f"lies within the workers' ports {workers[0]} to {workers[1]}"
             do = "choose another, or move min_worker_port and max_worker_port"
             yield {"variable": name, "value": port, "problem": text, "do": do}

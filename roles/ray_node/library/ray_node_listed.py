@@ -55,7 +55,9 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 
-def shortcomings(nodes: list[dict[str, Any]], node_id: str, resources: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+def shortcomings(
+    nodes: list[dict[str, Any]], node_id: str, resources: dict[str, Any]
+) -> tuple[dict[str, Any] | None, str]:
     """The node among the head's ``nodes``, and what is wrong with it; empty text if nothing is."""
     found = next((node for node in nodes if node["node_id"] == node_id), None)
     if found is None:
@@ -63,12 +65,16 @@ def shortcomings(nodes: list[dict[str, Any]], node_id: str, resources: dict[str,
     if found["state"] != "ALIVE":
         return found, f"the head lists the node as {found['state']}: {found.get('state_message') or 'no reason given'}"
     offered = found.get("resources_total") or {}
-    less = [f"{name} {offered.get(name, 0)} of {want}" for name, want in resources.items() if offered.get(name, 0) < want]
+    less = [
+        f"{name} {offered.get(name, 0)} of {want}" for name, want in resources.items() if offered.get(name, 0) < want
+    ]
     return found, f"the node offers too little: {', '.join(less)}" if less else ""
 
 
 def listed(url: str, token: str) -> list[dict[str, Any]]:
-    request = urllib.request.Request(f"{url}/api/v0/nodes?detail=1&limit=10000", headers={"Authorization": f"Bearer {token}"})
+    request = urllib.request.Request(
+        f"{url}/api/v0/nodes?detail=1&limit=10000", headers={"Authorization": f"Bearer {token}"}
+    )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=15) as answer:
         nodes: list[dict[str, Any]] = json.load(answer)["data"]["result"]["result"]

@@ -17,8 +17,8 @@ options:
   state:
     description:
       - C(query) only looks. C(ready) waits until the raylet runs and its agent answers for it.
-      - C(started) runs I(command) unless a raylet with I(config) is there; what else runs is ended before. A failed start
-        leaves processes behind, which are ended, and is tried again.
+      - C(started) runs I(command) unless a raylet with I(config) is there; what else runs is ended before. A failed
+        start leaves processes behind, which are ended, and is tried again.
       - C(absent) ends every process of the user.
     type: str
     choices: [query, ready, started, absent]
@@ -65,6 +65,7 @@ processes:
   returned: success
 """
 
+import contextlib
 import os
 import pwd
 import re
@@ -111,7 +112,11 @@ def observe(user: str) -> dict[str, Any]:
         command = read(pid, "cmdline").split("\0")
         if os.path.basename(command[0]) == "raylet":
             ids = [word.partition("=")[2] for word in command if word.startswith("--node_id=")]
-            marks = [line.partition("=")[2] for line in read(pid, "environ").split("\0") if line.startswith("RAYMETAL_CONFIG=")]
+            marks = [
+                line.partition("=")[2]
+                for line in read(pid, "environ").split("\0")
+                if line.startswith("RAYMETAL_CONFIG=")
+            ]
             seen.update(node_id="".join(ids[:1]), config="".join(marks[:1]))
     return seen
 
@@ -141,10 +146,8 @@ def end(user: str, seconds: float) -> bool:
 
 
 def _signal(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def start(module: AnsibleModule) -> None:
@@ -153,8 +156,13 @@ def start(module: AnsibleModule) -> None:
         with tempfile.TemporaryFile("w+") as log:
             try:
                 status = subprocess.run(
-                    module.params["command"], stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
-                    timeout=module.params["timeout_seconds"], check=False,
+                    module.params["command"],
+                    stdout=log,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                    timeout=module.params["timeout_seconds"],
+                    check=False,
                 ).returncode
             except subprocess.TimeoutExpired:
                 status = -1

@@ -156,9 +156,10 @@ def _look(app: dict[Any, Any]) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         return {"error": f"{type(error).__name__}: {error}"}
     try:
-        return json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         return {"error": f"The importing process ended with {done.returncode}: {done.stderr.strip()[-300:]}"}
+    return found
 
 
 def plain(value: Any, depth: int = 20) -> Any:

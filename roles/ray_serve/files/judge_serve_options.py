@@ -114,5 +114,5 @@ def judge_overrides(app: dict[str, Any], deployments: list[Any], path: str, prob
         replicas = entry.get("num_replicas")
         if isinstance(replicas, int) and done.deployment_config.autoscaling_config is not None:
             text = "num_replicas is ignored: the application's own options turn autoscaling on for this deployment."
-            do = "Set autoscaling_config: {min_replicas: N, max_replicas: N} here, or autoscaling_config: null beside it."
+            do = "Set autoscaling_config: {min_replicas: N, max_replicas: N}, or autoscaling_config: null beside it."
             problems.add(f"{where}.num_replicas", replicas, text, do)

@@ -19,7 +19,9 @@ def llm_models(application: Mapping[str, Any]) -> list[str]:
     if application.get("import_path") != LLM_BUILDER:
         return []
     configs = (application.get("args") or {}).get("llm_configs") or []
-    return [c["model_loading_config"]["model_id"] for c in configs if isinstance(c, Mapping) and "model_loading_config" in c]
+    return [
+        c["model_loading_config"]["model_id"] for c in configs if isinstance(c, Mapping) and "model_loading_config" in c
+    ]
 
 
 def ray_serve_problems(config: Mapping[str, Any], warmups: Mapping[str, Any]) -> list[dict[str, Any]]:

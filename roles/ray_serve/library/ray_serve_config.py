@@ -196,7 +196,11 @@ def wait_running(serve: Serve, names: list[str], deadline: float) -> None:
         now = time.monotonic()
         # A replica that is being replaced makes an application UNHEALTHY for a moment; DEPLOY_FAILED is final.
         unhealthy_since = {name: unhealthy_since.get(name, now) for name in failed}
-        final = [n for n in failed if running["applications"][n]["status"] == "DEPLOY_FAILED" or now - unhealthy_since[n] > 120]
+        final = [
+            n
+            for n in failed
+            if running["applications"][n]["status"] == "DEPLOY_FAILED" or now - unhealthy_since[n] > 120
+        ]
         if final or (now > deadline and (failed or waiting)):
             raise Problem("\n".join(serve.reason(name, running) for name in final or failed + waiting))
         if not failed and not waiting:
@@ -226,7 +230,9 @@ def read_state(module: AnsibleModule, serve: Serve) -> dict[str, Any]:
     try:
         return serve.running()
     except urllib.error.HTTPError as error:
-        raise Problem(f"{module.params['url']} answers {error.code}: is {module.params['token_path']} its token?") from error
+        raise Problem(
+            f"{module.params['url']} answers {error.code}: is {module.params['token_path']} its token?"
+        ) from error
     except OSError as error:
         if module.check_mode:
             return {}  # a dry run before the cluster is started
@@ -235,10 +241,13 @@ def read_state(module: AnsibleModule, serve: Serve) -> dict[str, Any]:
 
 def apply(module: AnsibleModule, serve: Serve, result: dict[str, Any], running: dict[str, Any]) -> None:
     config = module.params["config"]
-    vanish = [n for n, step in result["plan"].items() if step == "remove" and n not in module.params["remove_applications"]]
+    vanish = [
+        n for n, step in result["plan"].items() if step == "remove" and n not in module.params["remove_applications"]
+    ]
     if vanish:
-        do = f"add them to ray_serve_config.applications, or consent with ray_serve_remove_applications: [{', '.join(vanish)}]"
-        raise Problem(f"these applications run and would vanish: {', '.join(vanish)}. To do: {do}.")
+        names = ", ".join(vanish)
+        do = f"add them to ray_serve_config.applications, or consent with ray_serve_remove_applications: [{names}]"
+        raise Problem(f"these applications run and would vanish: {names}. To do: {do}.")
     if fixed := fixed_options(config, running):
         do = "change it back, or accept an outage: `serve shutdown -y` on the head, then run the playbook again"
         raise Problem(f"a running Serve ignores a change of these: {'; '.join(fixed)}. To do: {do}.")

@@ -33,7 +33,7 @@ def spec_problems(role: str, spec: dict[str, Any], values: dict[str, Any]) -> li
     """Problems of ``values`` (variable -> templated value) against ``spec``, the options of an argument spec."""
     problems = []
     for message in ArgumentSpecValidator(spec).validate(values).error_messages:
-        named = re.search(r"\b(%s)\b" % "|".join(map(re.escape, spec)), message)
+        named = re.search(rf"\b({'|'.join(map(re.escape, spec))})\b", message)
         variable = named[1] if named else role
         problems.append(
             {
@@ -57,7 +57,9 @@ class ActionModule(ActionBase):
             return self._templar.template(task_vars[name]), []
         except AnsibleError as error:
             text = " ".join(str(error).split())
-            return None, [{"variable": name, "value": None, "problem": text, "do": "correct or define what it refers to"}]
+            return None, [
+                {"variable": name, "value": None, "problem": text, "do": "correct or define what it refers to"}
+            ]
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)

@@ -117,8 +117,11 @@ def _room(hosts: Mapping[str, Mapping[str, Any]], applications: list[Any]) -> It
 
     def total(option: str, fact: str) -> float:
         counts = [
-            d["wanted"][option] if d["wanted"][option] is not None
-            else len(d["facts"][fact]) if fact == "gpus" else d["facts"][fact]
+            d["wanted"][option]
+            if d["wanted"][option] is not None
+            else len(d["facts"][fact])
+            if fact == "gpus"
+            else d["facts"][fact]
             for d in hosts.values()
         ]
         return float(sum(counts))
@@ -144,7 +147,9 @@ def host_problems(hosts: Mapping[str, Mapping[str, Any]], applications: list[Any
     for host, data in hosts.items():
         if not data["facts"]:
             do = "check the address, the network, the ssh user and key, and the host key"
-            found.append(_problem(host, "ansible_host", data["address"], f"the host does not answer: {data['error']}", do))
+            found.append(
+                _problem(host, "ansible_host", data["address"], f"the host does not answer: {data['error']}", do)
+            )
             continue
         for check in (_machine, _software, _gpus):
             found += check(host, data["facts"], data["wanted"])

@@ -28,7 +28,9 @@ def inventory_problems(
     both = [] if head_and_worker else sorted(set(heads) & set(workers))
     for host in both:
         problems.append(
-            problem(host, "groups", ["ray_head", "ray_workers"], "the host is head and worker", "leave it in ray_head only")
+            problem(
+                host, "groups", ["ray_head", "ray_workers"], "the host is head and worker", "leave it in ray_head only"
+            )
         )
     names = groups.get("ray_cluster", [])
     for host in sorted((set(heads) | set(workers)) - set(names)):
