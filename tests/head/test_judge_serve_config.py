@@ -136,8 +136,9 @@ def two_apps() -> Any:
 
 def put(config: Any, path: str, value: Any) -> Any:
     """Set a dotted path (numbers are list positions, missing mappings are made) and return the config."""
-    *parents, last = [int(step) if step.isdigit() else step for step in path.split("/")]
-    there: Any = config
+    steps: list[Any] = [int(step) if step.isdigit() else step for step in path.split("/")]
+    *parents, last = steps
+    there = config
     for step in parents:
         there = there[step] if isinstance(there, list) else there.setdefault(step, {})
     there[last] = value
@@ -436,7 +437,22 @@ def test_command_line(tmp_path: pathlib.Path) -> None:
 
 
 MUTATIONS = 150
-JUNK: list[Any] = [None, 0, -1, 2.5, True, "x", "", [], {}, [1], {"x": 1}, [[{}]], {1: {2: [None]}}, datetime.date(2026, 1, 2)]
+JUNK: list[Any] = [
+    None,
+    0,
+    -1,
+    2.5,
+    True,
+    "x",
+    "",
+    [],
+    {},
+    [1],
+    {"x": 1},
+    [[{}]],
+    {1: {2: [None]}},
+    datetime.date(2026, 1, 2),
+]
 
 
 def places(there: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -99,7 +99,8 @@ def gpu_facts() -> dict[str, Any]:
     status, query = run(["nvidia-smi", *GPU_QUERY])
     if status != 0:
         return {**none, "gpu_error": query.strip()[:500]}
-    return {**parse_gpus(query, run(["nvidia-smi"])[1]), "gpu_error": None}
+    found = parse_gpus(query, run(["nvidia-smi"])[1])
+    return {**found, "gpu_error": None if found["gpus"] else query.strip()[:500]}
 
 
 def meminfo(text: str) -> dict[str, int]:
@@ -131,7 +132,7 @@ def user_facts(name: str) -> dict[str, Any] | None:
 def disk_facts(path: str) -> dict[str, Any]:
     """Device and free bytes of the file system that holds ``path`` or its nearest existing parent."""
     while not os.path.exists(path):
-        path = os.path.dirname(path)
+        path = os.path.dirname(path) or "/"
     usage = os.statvfs(path)
     return {"device": os.stat(path).st_dev, "free_bytes": usage.f_bavail * usage.f_frsize}
 

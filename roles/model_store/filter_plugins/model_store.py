@@ -30,6 +30,8 @@ def model_store_problems(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
             do = "give exactly one of " + ", ".join(SOURCES)
             add(index, "", model["name"], f"has {len(given)} sources", do)
             continue
+        if given == ["host_path"] and not str(model["host_path"]).startswith("/"):
+            add(index, ".host_path", model["host_path"], "is no absolute path", "write it from the root")
         if given == ["controller_path"]:
             path = Path(model["controller_path"])
             if not path.is_dir():

@@ -68,12 +68,12 @@ def ray_start_flags(options: Mapping[str, Any], known: Mapping[str, Mapping[str,
 
 
 def _value_problem(name: str, value: Any, kind: str) -> tuple[str, str] | None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    whole = isinstance(value, int) and not isinstance(value, bool)
     if kind in ("switch", "boolean") and not isinstance(value, bool):
         return "is not true or false", "write true or false"
-    if kind == "integer" and not (number and isinstance(value, int)):
+    if kind == "integer" and not whole:
         return "is not a whole number", "write a whole number"
-    if kind == "float" and not number:
+    if kind == "float" and not whole and not isinstance(value, float):
         return "is not a number", "write a number"
     if kind in ("integer", "float") and value < 0 and not name.endswith("_port"):
         return "is negative", "write zero or more, or leave it out for what Ray finds"
@@ -104,21 +104,17 @@ def _value_problem(name: str, value: Any, kind: str) -> tuple[str, str] | None:
 
 def _port_problems(options: Mapping[str, Any], fixed: Mapping[str, Any]) -> Iterator[Problem]:
     ports: dict[int, str] = {}
-    named = {**fixed, **{f"ray_node_options.{k}": v for k, v in options.items() if k.endswith("_port")}}
+    skipped = {"min_worker_port", "max_worker_port", *OWNED, *REMOVED}
+    own = {f"ray_node_options.{k}": v for k, v in options.items() if k.endswith("_port") and k not in skipped}
     workers = [options.get("min_worker_port", 10002), options.get("max_worker_port", 19999)]
-    for name, port in named.items():
-        short = name.rpartition(".")[2]
-        if (
-            not isinstance(port, int)
-            or isinstance(port, bool)
-            or port == 0
-            or short in ("min_worker_port", "max_worker_port")
-        ):
+    for name, port in {**fixed, **own}.items():
+        if not isinstance(port, int) or isinstance(port, bool):
             continue
         if not 0 < port <= PORT_MAX:
-            if name in fixed:
+            if name in fixed:  # of an option it is said already, and 0 there lets Ray choose
                 yield {"variable": name, "value": port, "problem": "is no port", "do": f"write 1 to {PORT_MAX}"}
-        elif port in ports:
+            continue
+        if port in ports:
             text = f"is also the port of {ports[port]}"
             yield {"variable": name, "value": port, "problem": text, "do": "give each its own"}
         elif (

@@ -31,7 +31,8 @@ def ray_serve_problems(config: Mapping[str, Any], warmups: Mapping[str, Any]) ->
     def add(variable: str, value: Any, problem: str, do: str) -> None:
         found.append({"variable": variable, "value": value, "problem": problem, "do": do})
 
-    port = (config.get("http_options") or {}).get("port")
+    options = config.get("http_options")
+    port = options.get("port") if isinstance(options, Mapping) else None
     if not isinstance(port, int) or isinstance(port, bool) or not 1 <= port <= 65535:
         add("ray_serve_config.http_options.port", port, "is no port", "write 1 to 65535")
     if not isinstance(config.get("applications"), (list, tuple)):

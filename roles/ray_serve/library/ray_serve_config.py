@@ -86,6 +86,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is no way to the cluster
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
+DEPLOY_SECONDS = 300  # `serve deploy`, which does not wait for the applications
 ANSWER_SECONDS = 180  # one request: the first to an engine may compile
 
 
@@ -191,7 +192,13 @@ def ask(base_url: str, request: dict[str, Any]) -> str:
 def wait_running(serve: Serve, names: list[str], deadline: float) -> None:
     unhealthy_since: dict[str, float] = {}
     while True:
-        running = serve.running()
+        try:
+            running = serve.running()
+        except OSError as error:  # a busy dashboard misses a moment
+            if time.monotonic() > deadline:
+                raise Problem(f"{serve.url} does not answer: {error}") from error
+            time.sleep(1)
+            continue
         failed, waiting = states(running, names)
         now = time.monotonic()
         # A replica that is being replaced makes an application UNHEALTHY for a moment; DEPLOY_FAILED is final.
@@ -245,9 +252,9 @@ def apply(module: AnsibleModule, serve: Serve, result: dict[str, Any], running: 
         n for n, step in result["plan"].items() if step == "remove" and n not in module.params["remove_applications"]
     ]
     if vanish:
-        names = ", ".join(vanish)
-        do = f"add them to ray_serve_config.applications, or consent with ray_serve_remove_applications: [{names}]"
-        raise Problem(f"these applications run and would vanish: {names}. To do: {do}.")
+        gone = ", ".join(vanish)
+        do = f"add them to ray_serve_config.applications, or consent with ray_serve_remove_applications: [{gone}]"
+        raise Problem(f"these applications run and would vanish: {gone}. To do: {do}.")
     if fixed := fixed_options(config, running):
         do = "change it back, or accept an outage: `serve shutdown -y` on the head, then run the playbook again"
         raise Problem(f"a running Serve ignores a change of these: {'; '.join(fixed)}. To do: {do}.")
@@ -255,7 +262,12 @@ def apply(module: AnsibleModule, serve: Serve, result: dict[str, Any], running: 
         return
     deadline = time.monotonic() + module.params["timeout_seconds"]
     if result["changed"]:
-        done = subprocess.run(module.params["command"], capture_output=True, text=True, timeout=300, check=False)
+        try:
+            done = subprocess.run(
+                module.params["command"], capture_output=True, text=True, timeout=DEPLOY_SECONDS, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise Problem(f"`serve deploy` failed: {error}") from error
         if done.returncode:
             raise Problem(f"`serve deploy` failed: {(done.stdout + done.stderr)[-3000:]}")
     names = [name for name, step in result["plan"].items() if step != "remove"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 Problem = dict[str, Any]
@@ -14,6 +14,11 @@ SHM_MINIMUM_GIB = 1
 
 def _problem(host: str, variable: str, value: Any, text: str, do: str) -> Problem:
     return {"host": host, "variable": variable, "value": value, "problem": text, "do": do}
+
+
+def _asked(want: Mapping[str, Any], option: str) -> Any:
+    """What the operator asks of an option of the node; None where Ray is to find it."""
+    return None if want[option] == "omit" else want[option]
 
 
 def _machine(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> Iterator[Problem]:
@@ -34,7 +39,7 @@ def _machine(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> It
         text = f"{free:.1f} GiB are free at {want['root']}, {need} are needed"
         do = "free some space, or set cluster_root to a larger file system"
         yield _problem(host, "gpu_host_disk_minimum_gib", need, text, do)
-    store, shm = want["object_store_memory"], facts["shm_bytes"]
+    store, shm = _asked(want, "object_store_memory"), facts["shm_bytes"]
     if shm < (store or SHM_MINIMUM_GIB * GIB):
         variable = "ray_node_options.object_store_memory" if store else "/dev/shm"
         do = "enlarge it (mount -o remount,size=…, and /etc/fstab), or ask for a smaller object store"
@@ -76,9 +81,10 @@ def _software(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> I
 def _gpus(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> Iterator[Problem]:
     count, reason = len(facts["gpus"]), facts["gpu_error"] or ""
     hint = f" ({reason.splitlines()[0]})" if reason else ""
-    if want["num_gpus"] and want["num_gpus"] > count and not want["logical_gpus"]:
+    wish = _asked(want, "num_gpus") or 0
+    if wish > count and not want["logical_gpus"]:
         text = f"the host has {count} GPUs{hint}"
-        yield _problem(host, "ray_node_options.num_gpus", want["num_gpus"], text, f"set it to {count} or leave it out")
+        yield _problem(host, "ray_node_options.num_gpus", wish, text, f"set it to {count} or leave it out")
     if count < want["required_gpus"]:
         text = f"the host has {count} GPUs{hint}"
         do = "mend the driver or the card, or take the host out of the inventory"
@@ -104,10 +110,10 @@ def _differences(hosts: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
     do = "upgrade them alike, or set python_env_python_source: managed (Ray refuses nodes of another patch level)"
     yield from differ("python_env_python_source", "Python", versions, do)
     cards = {
-        h: f"{g['name']} {g['memory_mib']} MiB, driver {d['facts']['driver_version']}"
+        h: " and ".join(sorted({f"{g['name']} {g['memory_mib']} MiB" for g in d["facts"]["gpus"]}))
+        + f", driver {d['facts']['driver_version']}"
         for h, d in hosts.items()
-        if d["wanted"]["equal_gpus"]
-        for g in d["facts"]["gpus"]
+        if d["wanted"]["equal_gpus"] and d["facts"]["gpus"]
     }
     yield from differ("gpu_host_equal_gpus", "GPUs", cards, "make them alike, or set gpu_host_equal_gpus: false")
 
@@ -115,20 +121,13 @@ def _differences(hosts: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
 def _room(hosts: Mapping[str, Mapping[str, Any]], applications: list[Any]) -> Iterator[Problem]:
     """One replica of each model must fit; ``applications`` as in the Serve configuration."""
 
-    def total(option: str, fact: str) -> float:
-        counts = [
-            d["wanted"][option]
-            if d["wanted"][option] is not None
-            else len(d["facts"][fact])
-            if fact == "gpus"
-            else d["facts"][fact]
-            for d in hosts.values()
-        ]
-        return float(sum(counts))
+    def total(option: str, found: Callable[[Mapping[str, Any]], int]) -> float:
+        asked = ((_asked(d["wanted"], option), found(d["facts"])) for d in hosts.values())
+        return float(sum(there if wish is None else wish for wish, there in asked))
 
-    gpus = total("num_gpus", "gpus")
+    gpus = total("num_gpus", lambda facts: len(facts["gpus"]))
     cuda = any(d["wanted"]["variant"] == "cuda" for d in hosts.values())
-    room, unit = (gpus, "GPUs") if cuda or gpus else (total("num_cpus", "cpus"), "CPUs")
+    room, unit = (gpus, "GPUs") if cuda or gpus else (total("num_cpus", lambda facts: int(facts["cpus"])), "CPUs")
     for index, application in enumerate(applications):
         args = application.get("args") if isinstance(application, Mapping) else None
         configs = args.get("llm_configs") if isinstance(args, Mapping) else None
@@ -136,25 +135,30 @@ def _room(hosts: Mapping[str, Mapping[str, Any]], applications: list[Any]) -> It
             engine = config.get("engine_kwargs") if isinstance(config, Mapping) else None
             sizes = [(engine or {}).get(key, 1) for key in ("tensor_parallel_size", "pipeline_parallel_size")]
             if all(isinstance(size, int) for size in sizes) and sizes[0] * sizes[1] > room:
-                variable = f"ray_serve_config.applications[{index}].args.llm_configs[{number}].engine_kwargs.tensor_parallel_size"
-                text = f"with pipeline_parallel_size {sizes[1]} one replica needs {sizes[0] * sizes[1]}, the cluster has {room:g} {unit}"
-                yield _problem("cluster", variable, sizes[0], text, "lower it or add hosts")
+                engine_kwargs = f"ray_serve_config.applications[{index}].args.llm_configs[{number}].engine_kwargs"
+                needs = f"with pipeline_parallel_size {sizes[1]} one replica needs {sizes[0] * sizes[1]}"
+                text, do = f"{needs}, the cluster has {room:g} {unit}", "lower it or add hosts"
+                yield _problem("cluster", f"{engine_kwargs}.tensor_parallel_size", sizes[0], text, do)
 
 
 def host_problems(hosts: Mapping[str, Mapping[str, Any]], applications: list[Any]) -> list[Problem]:
-    """Problems of ``hosts``: name -> {facts (see gpu_host_facts) or null, wanted, error}, and of what shall run there."""
+    """Problems of ``hosts``, and of what shall run there.
+
+    ``hosts`` is name -> {facts (see gpu_host_facts) or null, wanted, address, error}.
+    """
     found = []
     for host, data in hosts.items():
         if not data["facts"]:
             do = "check the address, the network, the ssh user and key, and the host key"
-            found.append(
-                _problem(host, "ansible_host", data["address"], f"the host does not answer: {data['error']}", do)
-            )
+            text = f"the host does not answer: {data['error']}"
+            found.append(_problem(host, "ansible_host", data["address"], text, do))
             continue
         for check in (_machine, _software, _gpus):
             found += check(host, data["facts"], data["wanted"])
     answering = {host: data for host, data in hosts.items() if data["facts"]}
-    return found + list(_differences(answering)) + list(_room(answering, applications))
+    # What the cluster has room for is known when all hosts have been heard.
+    room = _room(hosts, applications) if len(answering) == len(hosts) else []
+    return [*found, *_differences(answering), *room]
 
 
 class FilterModule:
