@@ -22,11 +22,11 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_LOCALHOST_WARNING := False
 LOCKS := files/locks
 STAMP := .venv/.locked
-# Asks for the password of sudo only where one is needed.
-BECOME := $(shell [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null || echo --ask-become-pass)
+# On this machine: asks for the password of sudo only where one is needed. Other hosts: ARGS=--ask-become-pass.
+BECOME := $(shell [ "$(INVENTORY)" != inventories/local ] || [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null || echo --ask-become-pass)
 PLAYBOOK = ansible-playbook -i $(INVENTORY) $(BECOME)
 
-.PHONY: help setup up down check lint unit molecule test lock clean
+.PHONY: help setup up down check lint unit molecule test docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -58,7 +58,7 @@ lint: setup ## yamllint, ansible-lint, ruff, mypy, syntax
 	ruff check . && ruff format --check .
 	mypy
 	ansible-lint --offline --strict
-	ansible-playbook -i inventories/local,inventories/example --syntax-check site.yml teardown.yml
+	ansible-playbook -i inventories/local -i inventories/example --syntax-check site.yml teardown.yml
 
 unit: setup ## tests that need no host
 	pytest -q tests/unit
@@ -67,6 +67,9 @@ molecule: setup ## tests of the roles and of the cluster in containers; SCENARIO
 	tests/molecule.sh $(SCENARIOS)
 
 test: lint unit molecule ## every test
+
+docs: setup ## renew docs/reference.md from the roles' specs
+	python docs/generate.py
 
 lock: setup ## renew the locks from files/locks/*.in
 	tests/lock.sh

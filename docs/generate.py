@@ -28,8 +28,8 @@ INTRODUCTION = """\
 Made by `docs/generate.py` from `roles/*/meta/argument_specs.yml`, `roles/*/defaults/main.yml` and `group_vars/all/`; do
 not edit. `inventories/example` shows the same as a commented inventory. The types are Ansible's; the unit is part of
 the name where there is one. A default marked *shared* stands in `group_vars/all/`, all others in the role; all are
-overridden in the inventory, except what a playbook passes to a role: of ray_health the inventory sets only what
-`cluster_health_*` says.
+overridden in the inventory, except what a playbook passes to a role: nodes, runs, environment and questions of
+ray_health follow from the inventory and from `cluster_health_*`.
 """
 Row = tuple[str, str, str, str]
 

@@ -77,6 +77,8 @@ def _value_problem(name: str, value: Any, kind: str) -> tuple[str, str] | None:
         return "is not a number", "write a number"
     if kind in ("integer", "float") and value < 0 and not name.endswith("_port"):
         return "is negative", "write zero or more, or leave it out for what Ray finds"
+    if name == "ray_client_server_port" and value < 1024:
+        return "Ray refuses it, and has no way to switch this port off", f"write 1024 to {PORT_MAX}"
     if name.endswith("_port") and not 0 <= value <= PORT_MAX:
         return "is no port", f"write 1 to {PORT_MAX}"
     if name in ("resources", "system_config", "labels"):
@@ -105,7 +107,7 @@ def _value_problem(name: str, value: Any, kind: str) -> tuple[str, str] | None:
 def _port_problems(options: Mapping[str, Any], fixed: Mapping[str, Any]) -> Iterator[Problem]:
     ports: dict[int, str] = {}
     skipped = {"min_worker_port", "max_worker_port", *OWNED, *REMOVED}
-    own = {f"ray_node_options.{k}": v for k, v in options.items() if k.endswith("_port") and k not in skipped}
+    own = {f"ray_node_options.{k}": v for k, v in options.items() if str(k).endswith("_port") and k not in skipped}
     workers = [options.get("min_worker_port", 10002), options.get("max_worker_port", 19999)]
     for name, port in {**fixed, **own}.items():
         if not isinstance(port, int) or isinstance(port, bool):

@@ -89,6 +89,20 @@ def read(pid: int, name: str) -> str:
         return ""
 
 
+def read_environment(pid: int, user: str) -> str:
+    """The process's environment, read as its own user: root in a container may lack the right to it."""
+    entry = pwd.getpwnam(user)
+    if os.geteuid() != 0:
+        return read(pid, "environ")
+    os.setegid(entry.pw_gid)
+    os.seteuid(entry.pw_uid)
+    try:
+        return read(pid, "environ")
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
 def processes(user: str) -> list[int]:
     """Ids of the user's processes, zombies left out."""
     try:
@@ -114,7 +128,7 @@ def observe(user: str) -> dict[str, Any]:
             ids = [word.partition("=")[2] for word in command if word.startswith("--node_id=")]
             marks = [
                 line.partition("=")[2]
-                for line in read(pid, "environ").split("\0")
+                for line in read_environment(pid, user).split("\0")
                 if line.startswith("RAYMETAL_CONFIG=")
             ]
             seen.update(node_id="".join(ids[:1]), config="".join(marks[:1]))

@@ -174,19 +174,21 @@ class Serve:
         return "\n".join(lines)
 
 
-def ask(base_url: str, request: dict[str, Any]) -> str:
-    """Send one request; an empty text if it was answered with a status below 400, else what went wrong."""
+def ask(base_url: str, request: dict[str, Any]) -> tuple[str, bool]:
+    """Send one request: what went wrong, empty when answered with a status below 400, and whether to ask again."""
     body = None if request.get("body") is None else json.dumps(request["body"]).encode()
     headers = {"Content-Type": "application/json"} if body else {}
     sent = urllib.request.Request(base_url + request["path"], body, headers, method=request["method"])
     try:
         with OPENER.open(sent, timeout=ANSWER_SECONDS) as answer:
             answer.read()
-        return ""
+        return "", False
     except urllib.error.HTTPError as error:
-        return f"{request['method']} {request['path']}: {error.code}. {error.read()[:500].decode(errors='replace')}"
+        wrong = f"{request['method']} {request['path']}: {error.code}. {error.read()[:500].decode(errors='replace')}"
+        return wrong, error.code in (404, 503)
     except OSError as error:
-        return f"{request['method']} {request['path']}: {error}"
+        refused = isinstance(getattr(error, "reason", error), ConnectionError)
+        return f"{request['method']} {request['path']}: {error}", refused
 
 
 def wait_running(serve: Serve, names: list[str], deadline: float) -> None:
@@ -221,11 +223,10 @@ def warm_up(serve: Serve, base_url: str, requests: list[dict[str, Any]], deadlin
     for request in requests:
         while True:
             started = time.monotonic()
-            wrong = ask(base_url, request)
+            wrong, retry = ask(base_url, request)
             if not wrong:
                 took[request["path"]] = round(time.monotonic() - started, 2)
                 break
-            retry = ": 404" in wrong or ": 503" in wrong or "refused" in wrong
             if time.monotonic() > deadline or not retry or time.monotonic() - started > 60:
                 text = serve.reason(request["application"], serve.running())
                 raise Problem(f"it runs, and does not answer. {wrong}\n{text}")

