@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Generator
+import tempfile
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
 import pytest
@@ -60,17 +61,24 @@ def podman() -> Callable[..., str]:
 def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that runs a playbook of the project against the scenario's hosts, as an operator would."""
     project = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-    inventory = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "inventory"
+    own = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "inventory"
     environment = {**os.environ, "ANSIBLE_CONFIG": str(project / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
 
     def run(
-        path: str | Path, *arguments: str, variables: dict[str, object] | None = None
+        path: str | Path,
+        *arguments: str,
+        variables: Mapping[str, object] | str | None = None,
+        inventory: Path | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        extra = ["-e", json.dumps(variables)] if variables else []
-        command = ["ansible-playbook", "-i", str(inventory), *arguments, *extra, str(path)]
-        return subprocess.run(
-            command, env=environment, cwd=project, check=False, capture_output=True, text=True, timeout=600
-        )
+        """``variables``: a mapping, or YAML text; ``inventory``: in place of the scenario's own."""
+        text = variables if isinstance(variables, str) else json.dumps(variables or {})
+        with tempfile.NamedTemporaryFile("w", suffix=".yml") as extra:
+            extra.write(text)
+            extra.flush()
+            command = ["ansible-playbook", "-i", str(inventory or own), *arguments, "-e", f"@{extra.name}", str(path)]
+            return subprocess.run(
+                command, env=environment, cwd=project, check=False, capture_output=True, text=True, timeout=600
+            )
 
     return run
 

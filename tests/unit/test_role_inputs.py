@@ -199,7 +199,9 @@ def test_completion_targets_are_each_model_through_each_proxy() -> None:
     assert len(once) == 2 and "contains" not in once[0]
 
 
-SPEC = yaml.safe_load((ROOT / "roles/gpu_host/meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
+SPEC = yaml.safe_load((ROOT / "roles/gpu_host/meta/argument_specs.yml").read_text())["argument_specs"]["main"][
+    "options"
+]
 VALUES = {"gpu_host_supported_os": {"debian": ["12"]}, "gpu_host_limits": {"nofile": 1024, "memlock": "infinity"}}
 
 

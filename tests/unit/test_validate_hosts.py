@@ -98,7 +98,11 @@ def test_the_good_host_is_good() -> None:
         ({"facts.shm_bytes": GIB // 2}, "/dev/shm", "has only 0.50 GiB"),
         ({"wanted.object_store_memory": 40 * GIB}, "ray_node_options.object_store_memory", "has only 32.00 GiB"),
         ({"facts.clock_difference_seconds": -90.0}, "gpu_host_clock_tolerance_seconds", "differs by -90.0 s"),
-        ({"facts.user": {"uid": 1000, "shell": "/bin/bash", "home": "/home/raymetal"}}, "cluster_user", "/home/raymetal"),
+        (
+            {"facts.user": {"uid": 1000, "shell": "/bin/bash", "home": "/home/raymetal"}},
+            "cluster_user",
+            "/home/raymetal",
+        ),
         ({"facts.python": None, "wanted.python_source": "host"}, "python_env_python_version", "no such Python"),
         ({"facts.systemd": False, "wanted.supervisor": "systemd"}, "ray_node_supervisor", "not systemd"),
         (

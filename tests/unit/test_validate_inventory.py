@@ -57,7 +57,7 @@ def test_role_problems_takes_only_what_validate_left() -> None:
 
 def test_report_counts_and_promises() -> None:
     assert filters.problem_report(["one", "two"], "gate 1").splitlines() == [
-        "gate 1: 2 problem(s), nothing was changed",
+        "gate 1: 2 problem(s), and nothing that runs was changed",
         "- one",
         "- two",
     ]

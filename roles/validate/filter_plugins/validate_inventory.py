@@ -61,7 +61,9 @@ def role_problems(facts: Iterable[Mapping[str, Any]]) -> list[Problem]:
 
 def problem_report(lines: list[str], gate: str) -> str:
     """All problems of a gate as one message."""
-    return "\n".join([f"{gate}: {len(lines)} problem(s), and nothing that runs was changed", *(f"- {line}" for line in lines)])
+    return "\n".join(
+        [f"{gate}: {len(lines)} problem(s), and nothing that runs was changed", *(f"- {line}" for line in lines)]
+    )
 
 
 class FilterModule:
