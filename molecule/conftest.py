@@ -50,9 +50,10 @@ def podman() -> Callable[..., str]:
         environment.setdefault("CONTAINERS_CONF", str(settings))
     as_root = [] if os.geteuid() == 0 else ["sudo", "--preserve-env=CONTAINERS_CONF"]
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, input: bytes | None = None) -> str:
         command = [*as_root, "podman", *arguments]
-        return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+        done = subprocess.run(command, env=environment, check=True, capture_output=True, input=input)
+        return done.stdout.decode()
 
     return run
 

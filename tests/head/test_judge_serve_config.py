@@ -436,7 +436,7 @@ def test_command_line(tmp_path: pathlib.Path) -> None:
     assert run(path)[0] == 1
 
 
-MUTATIONS = 150
+MUTATIONS = int(os.environ.get("RAYMETAL_MUTATIONS", "25"))
 JUNK: list[Any] = [
     None,
     0,

@@ -63,7 +63,7 @@ def test_variables_carry_the_name_of_their_role(role: str) -> None:
 
 def pins(lock: str) -> dict[str, str]:
     """Name to version of a lock; every one has a hash."""
-    found = {}
+    found: dict[str, str] = {}
     for entry in re.split(r"(?m)^(?=[A-Za-z0-9])", (LOCKS / lock).read_text())[1:]:
         pin = re.match(r"([^\s=]+)==([^\s;\\]+)", entry)
         assert pin, f"no pin: {entry}"

@@ -61,7 +61,7 @@ def listed(head: Head, tmp_path: Path) -> Iterator[Any]:
 
         def run(node_id: str = "aa", token: str = "token", seconds: int = 0, **resources: float) -> dict[str, Any]:
             path = str(tmp_path / token)
-            asked = {"node_id": node_id, "resources": resources, "timeout_seconds": seconds}
+            asked: dict[str, Any] = {"node_id": node_id, "resources": resources, "timeout_seconds": seconds}
             return run_module(MODULE, url=url, token_path=path, **asked)
 
         yield run
@@ -97,5 +97,5 @@ def test_it_says_what_is_wrong(head: Head, listed: Any, arguments: dict[str, Any
 
 def test_nobody_answers(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret")
-    asked = {"node_id": "aa", "timeout_seconds": 0, "url": "http://127.0.0.1:9"}
+    asked: dict[str, Any] = {"node_id": "aa", "timeout_seconds": 0, "url": "http://127.0.0.1:9"}
     assert "does not answer" in run_module(MODULE, token_path=str(tmp_path / "token"), **asked)["msg"]

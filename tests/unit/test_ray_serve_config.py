@@ -159,7 +159,7 @@ def test_a_dry_run_tells_and_does_nothing(serve: Serve) -> None:
 
 
 def test_a_dry_run_before_there_is_a_cluster(serve: Serve, tmp_path: Path) -> None:
-    nowhere = {"url": "http://127.0.0.1:9", "token_path": str(tmp_path / "none")}
+    nowhere: dict[str, Any] = {"url": "http://127.0.0.1:9", "token_path": str(tmp_path / "none")}
     assert serve.run(APP, check=True, **nowhere)["plan"] == {"hello": "add"}
     assert "is missing. To do: --tags cluster" in serve.run(APP, **nowhere)["msg"]
     assert "does not answer" in serve.run(APP, url="http://127.0.0.1:9")["msg"]

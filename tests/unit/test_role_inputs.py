@@ -1,4 +1,4 @@
-"""The relations between the inputs of gpu_host, python_env, model_store and ray_serve, and validate_role's reading of a spec."""
+"""What the filters of the roles find in their inputs, and what validate_role finds against a spec."""
 
 from __future__ import annotations
 
@@ -202,7 +202,10 @@ def test_completion_targets_are_each_model_through_each_proxy() -> None:
 SPEC = yaml.safe_load((ROOT / "roles/gpu_host/meta/argument_specs.yml").read_text())["argument_specs"]["main"][
     "options"
 ]
-VALUES = {"gpu_host_supported_os": {"debian": ["12"]}, "gpu_host_limits": {"nofile": 1024, "memlock": "infinity"}}
+VALUES: dict[str, Any] = {
+    "gpu_host_supported_os": {"debian": ["12"]},
+    "gpu_host_limits": {"nofile": 1024, "memlock": "infinity"},
+}
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_golden(rendered: Path, name: str) -> None:
     if os.environ.get("UPDATE_GOLDEN"):
-        shutil.copyfile(rendered / name, GOLDEN / name)
-    assert (rendered / name).read_text() == (GOLDEN / name).read_text()
+        shutil.copyfile(rendered / name, GOLDEN / f"{name}.txt")
+    assert (rendered / name).read_text() == (GOLDEN / f"{name}.txt").read_text()
 
 
 def test_environment_file_is_read_back_as_it_was_given(rendered: Path) -> None:

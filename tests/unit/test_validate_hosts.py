@@ -59,7 +59,7 @@ GOOD: dict[str, Any] = {
         "cluster_size": 2,
     },
 }
-NO_GPU = {"facts.gpus": [], "facts.driver_cuda": None, "facts.driver_version": None}
+NO_GPU: dict[str, Any] = {"facts.gpus": [], "facts.driver_cuda": None, "facts.driver_version": None}
 OUT_OF_ORDER = "NVIDIA-SMI has failed\nMake sure"
 
 

@@ -7,7 +7,8 @@ import pytest
 UNITS = ("raymetal.service",)
 JOB = (
     "cd /etc/raymetal/health && set -a && . /etc/raymetal/ray.env && RAY_ADDRESS={head}:6380 "
-    "runuser -u raymetal -- /opt/raymetal/env/current/bin/python ray_cluster_healthcheck.py --timeout 40 --json - {more}"
+    "runuser -u raymetal -- /opt/raymetal/env/current/bin/python ray_cluster_healthcheck.py "
+    "--timeout 40 --json - {more}"
 )
 
 
@@ -51,4 +52,4 @@ def test_the_playbook_fails_when_a_node_is_gone(host, playbook):
     result = playbook("site.yml", "--tags", "health", variables={"cluster_health_runs": ["python"]})
     host.run_expect([0], "systemctl start raymetal")
     assert result.returncode != 0
-    assert address in result.stdout and "To do" in result.stdout or "do:" in result.stdout, result.stdout[-3000:]
+    assert (address in result.stdout and "To do" in result.stdout) or "do:" in result.stdout, result.stdout[-3000:]

@@ -1,5 +1,6 @@
 """Bad input stops at its gate: all problems at once, each with what to do, and nothing on the host was changed."""
 
+import copy
 import os
 import random
 import re
@@ -44,7 +45,10 @@ def inventory(host, tmp_path, heads, workers):
     """An inventory file; every host has the address and the keys of the scenario's one host."""
     own = host.ansible.get_variables()
     keys = {k: v for k, v in own.items() if k.startswith("ansible_")}
-    shape = {"ray_head": {"hosts": dict.fromkeys(heads, keys)}, "ray_workers": {"hosts": dict.fromkeys(workers, keys)}}
+    shape = {
+        group: {"hosts": {name: dict(keys) for name in names}}
+        for group, names in (("ray_head", heads), ("ray_workers", workers))
+    }
     path = tmp_path / "hosts.yml"
     path.write_text(yaml.dump({"ray_cluster": {"children": shape}}))
     return path
@@ -237,7 +241,7 @@ def mutate(config, rng):
 @pytest.mark.parametrize("seed", range(MUTATIONS := int(os.environ.get("RAYMETAL_MUTATIONS", "4"))))
 def test_a_random_change_is_refused_or_a_true_success(host, playbook, seed):
     rng = random.Random(seed)
-    config = host.ansible.get_variables()["ray_serve_config"]
+    config = copy.deepcopy(host.ansible.get_variables()["ray_serve_config"])  # they are cached
     mutate(config, rng)
     before = host.check_output(SNAPSHOT)
     allowed = {"ray_serve_remove_applications": ["light", "other"]}

@@ -102,6 +102,8 @@ def main() -> None:
             node, wrong = shortcomings(nodes, module.params["node_id"], module.params["resources"])
         except urllib.error.HTTPError as error:
             wrong = f"{module.params['url']} answers {error.code}: {error.read()[:300]!r}"
+            if error.code in (401, 403):  # waiting makes no other token of it
+                module.fail_json(msg=f"{wrong}. To do: compare {module.params['token_path']} on the hosts")
         except (OSError, KeyError, ValueError) as error:
             wrong = f"{module.params['url']} does not answer: {error}"
         if not wrong:

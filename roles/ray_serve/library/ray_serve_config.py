@@ -191,7 +191,7 @@ def ask(base_url: str, request: dict[str, Any]) -> tuple[str, bool]:
         return f"{request['method']} {request['path']}: {error}", refused
 
 
-def wait_running(serve: Serve, names: list[str], deadline: float) -> None:
+def wait_running(serve: Serve, names: list[str], leaving: list[str], deadline: float) -> None:
     unhealthy_since: dict[str, float] = {}
     while True:
         try:
@@ -202,6 +202,7 @@ def wait_running(serve: Serve, names: list[str], deadline: float) -> None:
             time.sleep(1)
             continue
         failed, waiting = states(running, names)
+        waiting += [name for name in leaving if name in (running.get("applications") or {})]
         now = time.monotonic()
         # A replica that is being replaced makes an application UNHEALTHY for a moment; DEPLOY_FAILED is final.
         unhealthy_since = {name: unhealthy_since.get(name, now) for name in failed}
@@ -272,7 +273,8 @@ def apply(module: AnsibleModule, serve: Serve, result: dict[str, Any], running: 
         if done.returncode:
             raise Problem(f"`serve deploy` failed: {(done.stdout + done.stderr)[-3000:]}")
     names = [name for name, step in result["plan"].items() if step != "remove"]
-    wait_running(serve, names, deadline)
+    leaving = [name for name, step in result["plan"].items() if step == "remove"]
+    wait_running(serve, names, leaving, deadline)
     result["answered_seconds"] = warm_up(serve, module.params["base_url"], module.params["requests"], deadline)
 
 
