@@ -26,7 +26,7 @@ STAMP := .venv/.locked
 BECOME := $(shell [ "$(INVENTORY)" != inventories/local ] || [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null || echo --ask-become-pass)
 PLAYBOOK = ansible-playbook -i $(INVENTORY) $(BECOME)
 
-.PHONY: help setup up down check lint unit molecule test docs lock clean
+.PHONY: help setup up down check lint unit molecule test soak docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -67,6 +67,10 @@ molecule: setup ## tests of the roles and of the cluster in containers; SCENARIO
 	tests/molecule.sh $(SCENARIOS)
 
 test: lint unit molecule ## every test
+
+soak: setup ## what is too long for `make test`: hundreds of random changes, the other supported system
+	RAYMETAL_MUTATIONS=150 tests/molecule.sh python_env ray_serve
+	MOLECULE_SUITE=trixie tests/molecule.sh gpu_host
 
 docs: setup ## renew docs/reference.md from the roles' specs
 	python docs/generate.py

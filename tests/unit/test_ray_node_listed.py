@@ -83,7 +83,6 @@ def test_it_waits(head: Head, listed: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"token": "wrong"}, "answers 401"),
         ({"node_id": "dd"}, "DEAD: health check failed"),
         ({"node_id": "bb"}, "does not list node bb"),
         ({"GPU": 8}, "GPU 2.0 of 8"),
@@ -93,6 +92,13 @@ def test_it_says_what_is_wrong(head: Head, listed: Any, arguments: dict[str, Any
     head.answers = [(200, [DEAD, NODE])]
     result = listed(**arguments)
     assert result["failed"] and result["msg"].startswith("after 0 s: ") and text in result["msg"]
+
+
+def test_a_wrong_token_is_told_without_waiting(head: Head, listed: Any) -> None:
+    head.answers = [(200, [NODE])]
+    result = listed(token="wrong", seconds=60)
+    assert result["failed"] and "answers 401" in result["msg"] and "To do: compare" in result["msg"]
+    assert len(head.asked) == 1
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

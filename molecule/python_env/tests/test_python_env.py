@@ -59,3 +59,15 @@ def test_a_pair_that_does_not_match_is_refused(host):
     host.run_expect([0], f"{made} > /tmp/pair/vllm-0.28.0.dist-info/METADATA")
     result = host.run(f"PYTHONPATH=/tmp/pair {PREFIX}/bin/python - <<'EOF'\n{script.read_text()}\nEOF")
     assert result.rc == 1 and "goes with vllm==0.29.0, and the lock has 0.28.0" in result.stderr
+
+
+def test_a_lock_whose_pair_does_not_match_never_becomes_current(host, apply_role, tmp_path):
+    """A lock with Ray and without any vLLM installs, and is refused before the switch."""
+    lock = (LOCKS / "cpu.lock").read_text()
+    entries = [re.search(rf"(?m)^{name}==(?:.*\\\n)*.*\n", lock)[0] for name in ("ray", "packaging")]
+    (tmp_path / "half.lock").write_text("".join(entries))
+    before = host.check_output(f"readlink -f {PREFIX}")
+    result = apply_role("python_env", {"python_env_lock": str(tmp_path / "half.lock")})
+    assert result.returncode != 0
+    assert "goes with vllm==0.29.0, and the lock has none" in " ".join(result.stdout.split()), result.stdout[-3000:]
+    assert host.check_output(f"readlink -f {PREFIX}") == before

@@ -115,3 +115,17 @@ def test_a_half_started_node_is_cleaned_up_and_started(host, playbook):
     result = playbook("molecule/ray_node/half_started.yml", variables={"trial_host": DETACHED})
     assert result.returncode == 0, result.stdout[-4000:]
     assert len(nodes(host)) == 3
+
+
+def test_hosts_with_different_python_are_refused_and_nothing_changes(host, playbook):
+    only(host, "worker1")
+    look = "find /etc/raymetal /etc/systemd/system /var/lib/raymetal -maxdepth 1 -printf '%p %T@\\n'; pgrep -x raylet"
+    before = host.check_output(look)
+    fake = "printf '#!/bin/sh\\necho 3.11.99\\n' > /usr/local/bin/python3.11 && chmod 755 /usr/local/bin/python3.11"
+    host.run_expect([0], fake)
+    result = playbook("site.yml")
+    host.run_expect([0], "rm /usr/local/bin/python3.11")
+    text = " ".join(result.stdout.split())
+    assert result.returncode != 0 and "gate 2: 1 problem(s)" in text, result.stdout[-3000:]
+    assert "hosts differ in Python: 3.11." in text and "3.11.99 on worker1" in text
+    assert host.check_output(look) == before
