@@ -48,6 +48,7 @@ def facts(**env: str) -> dict[str, Any]:
         controller_time=time.time() - 100,
         user="nobody",
         peer="127.0.0.1",
+        marker="/nonexistent/cluster",
         paths=["/", "/nowhere/at/all", "relative"],
     )
     assert not result["changed"] and not result.get("failed"), result

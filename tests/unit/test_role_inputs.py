@@ -66,6 +66,7 @@ def test_lock_version(package: str, version: str | None) -> None:
 @pytest.mark.parametrize(
     ("change", "variable", "text"),
     [
+        ({"mirrors": ["https://me:secret@mirror.example/simple"]}, "python_env_index_url", "carries a password"),
         ({"lock_path": "/nowhere.lock"}, "python_env_lock", "is not a file"),
         ({"variant": "cuda"}, "python_env_lock", "the lock of variant cuda has no vllm"),
         ({"source": "conda"}, "python_env_conda_prefix", "no conda environment is named"),
@@ -75,7 +76,14 @@ def test_lock_version(package: str, version: str | None) -> None:
 def test_python_env(tmp_path: Path, change: dict[str, str], variable: str, text: str) -> None:
     lock = tmp_path / "cpu.lock"
     lock.write_text(LOCK)
-    good = {"lock_path": str(lock), "variant": "cpu", "source": "auto", "conda_prefix": "", "ca_bundle": ""}
+    good = {
+        "lock_path": str(lock),
+        "variant": "cpu",
+        "source": "auto",
+        "conda_prefix": "",
+        "ca_bundle": "",
+        "mirrors": [""],
+    }
     assert python_env.python_env_problems(**good) == []
     ((found, problem),) = told(python_env.python_env_problems(**{**good, **change}))
     assert found == variable and text in problem

@@ -23,10 +23,11 @@ GOOD: dict[str, Any] = {
         "systemd": True,
         "python": {"path": "/usr/bin/python3.11", "version": "3.11.2"},
         "clock_difference_seconds": 0.2,
+        "cluster": "raymetal",
         "user": {"uid": 999, "shell": "/usr/sbin/nologin", "home": "/var/lib/raymetal"},
         "disks": {"/opt/raymetal": {"device": 1, "free_bytes": 100 * GIB}},
         "paths": {
-            "/opt/raymetal/env/current": {"exists": False, "directory": False, "config_json": False},
+            "/opt/raymetal/env/0123456789ab": {"exists": False, "directory": False, "config_json": False},
             "/models/m": {"exists": True, "directory": True, "config_json": True},
         },
         "driver_version": "580.65.06",
@@ -43,7 +44,9 @@ GOOD: dict[str, Any] = {
         "equal_gpus": True,
         "root": "/opt/raymetal",
         "state_dir": "/var/lib/raymetal",
-        "prefix": "/opt/raymetal/env/current",
+        "environment": "/opt/raymetal/env/0123456789ab",
+        "cluster": "raymetal",
+        "head_address": "10.0.0.1",
         "user": "raymetal",
         "variant": "cuda",
         "python_source": "auto",
@@ -88,6 +91,7 @@ def test_the_good_host_is_good() -> None:
     [
         ({"facts.os": {"id": "debian", "version": "11"}}, "gpu_host_supported_os", "is not supported"),
         ({"facts.os": {"id": "alpine", "version": "3"}}, "gpu_host_supported_os", "is not supported"),
+        ({"facts.cluster": "prod"}, "cluster_name", "carries cluster prod"),
         ({"facts.arch": "aarch64"}, "python_env_lock", "x86_64"),
         ({"facts.memory_bytes": 3 * GIB}, "gpu_host_memory_minimum_gib", "has 3.0 GiB of memory"),
         (
@@ -115,7 +119,8 @@ def test_the_good_host_is_good() -> None:
             "model_store_models m.host_path",
             "has no config.json",
         ),
-        ({"wanted.address": "127.0.0.1"}, "ray_node_address", "cannot reach a loopback address"),
+        ({"wanted.address": "127.0.0.1"}, "ray_node_address", "is a loopback address"),
+        ({"wanted.address": "127.0.1.1", "wanted.cluster_size": 1}, "ray_node_address", "is a loopback address"),
         ({"wanted.address": "head.example"}, "ray_node_address", "is no IP address"),
         ({"wanted.address": ""}, "ray_node_address", "no address on the route to the head"),
         ({"wanted.num_gpus": 4}, "ray_node_options.num_gpus", "the host has 2 GPUs"),
@@ -142,7 +147,7 @@ def test_one_problem(changes: dict[str, Any], variable: str, problem: str) -> No
         {"facts.user": None},
         {"facts.python": None},  # auto: uv's managed build then
         {"facts.systemd": False},
-        {"wanted.address": "127.0.0.1", "wanted.cluster_size": 1},
+        {"wanted.address": "127.0.0.1", "wanted.cluster_size": 1, "wanted.head_address": "127.0.0.1"},
         {"wanted.address": "fd00::1"},
         {"wanted.num_gpus": 4, "wanted.logical_gpus": True},
         {"wanted.num_gpus": "omit", "wanted.num_cpus": "omit", "wanted.object_store_memory": "omit"},
@@ -151,7 +156,7 @@ def test_one_problem(changes: dict[str, Any], variable: str, problem: str) -> No
         {**NO_GPU, "wanted.lock_cuda": None, "wanted.variant": "cpu"},
         {  # what is installed is not asked for again
             "facts.disks": {"/opt/raymetal": {"device": 1, "free_bytes": 2 * GIB}},
-            "facts.paths": {**GOOD["facts"]["paths"], "/opt/raymetal/env/current": {"exists": True}},
+            "facts.paths": {**GOOD["facts"]["paths"], "/opt/raymetal/env/0123456789ab": {"exists": True}},
         },
     ],
 )

@@ -25,9 +25,10 @@ def test_limits_hold_in_a_session_of_the_user(host):
 
 
 def test_facts_of_a_host_without_gpu_say_none_and_do_not_fail(host):
-    arguments = "python_version=3.11 controller_time=0 user=raymetal peer=127.0.0.1"
+    arguments = "python_version=3.11 controller_time=0 user=raymetal marker=/etc/raymetal/cluster peer=127.0.0.1"
     facts = host.ansible("gpu_host_facts", arguments, become=True, check=False)["ansible_facts"]["gpu_host"]
     assert facts["gpus"] == [] and "nvidia-smi" in facts["gpu_error"]
     assert facts["systemd"] and facts["os"]["id"] == "debian" and facts["python"]["version"].startswith("3.11.")
+    assert facts["cluster"] == "raymetal"
     assert facts["memory_bytes"] > 2**30 and facts["route_address"] == "127.0.0.1"
     assert json.dumps(facts)

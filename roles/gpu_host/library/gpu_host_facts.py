@@ -27,6 +27,10 @@ options:
     description: The service user that the cluster will use.
     type: str
     required: true
+  marker:
+    description: File with the name of the cluster that the host carries.
+    type: path
+    required: true
   peer:
     description: An address; the host's own address on the route to it is reported as C(route_address).
     type: str
@@ -39,6 +43,7 @@ EXAMPLES = r"""
     python_version: "3.11"
     controller_time: "{{ now(utc=true).timestamp() }}"
     user: raymetal
+    marker: /etc/raymetal/cluster
     peer: 10.0.0.10
     paths: [/data/models/qwen3]
 """
@@ -46,7 +51,7 @@ RETURN = r"""
 ansible_facts:
   description: >-
     One key, C(gpu_host), with os (id, version), arch, cpus, memory_bytes, swap_bytes, shm_bytes, systemd (bool: PID 1),
-    python (path and version, or null), clock_difference_seconds, user (uid, shell, home; or null), route_address,
+    python (path and version, or null), clock_difference_seconds, user (uid, shell, home; or null), cluster (name or null), route_address,
     disks and paths (by path), driver_version, driver_cuda, gpu_error, and gpus, a list of dicts with index, uuid,
     name, memory_mib.
   type: dict
@@ -173,6 +178,7 @@ def main() -> None:
             "python_version": {"type": "str", "required": True},
             "controller_time": {"type": "float", "required": True},
             "user": {"type": "str", "required": True},
+            "marker": {"type": "path", "required": True},
             "peer": {"type": "str", "required": True},
         },
         supports_check_mode=True,
@@ -190,6 +196,7 @@ def main() -> None:
         "python": find_python(module.params["python_version"]),
         "clock_difference_seconds": round(now - module.params["controller_time"], 1),
         "user": user_facts(module.params["user"]),
+        "cluster": read(module.params["marker"]).strip() if os.path.exists(module.params["marker"]) else None,
         "route_address": route_address(module.params["peer"]),
         "disks": {path: disk_facts(path) for path in ["/", *module.params["paths"]]},
         "paths": {path: path_facts(path) for path in module.params["paths"]},

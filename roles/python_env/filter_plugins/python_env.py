@@ -22,7 +22,7 @@ def lock_version(lock: str, package: str) -> str | None:
 
 
 def python_env_problems(
-    lock_path: str, variant: str, source: str, conda_prefix: str, ca_bundle: str
+    lock_path: str, variant: str, source: str, conda_prefix: str, ca_bundle: str, mirrors: list[str]
 ) -> list[dict[str, Any]]:
     """Problems of the lock on the controller and of the choice of Python."""
     found = []
@@ -38,6 +38,12 @@ def python_env_problems(
                 found.append(
                     {"variable": "python_env_lock", "value": lock_path, "problem": text, "do": "run `make lock`"}
                 )
+    for mirror in mirrors:
+        if re.search(r"://[^/@\s]+@", mirror):
+            shown = re.sub(r"://[^/@\s]+@", "://***@", mirror)
+            text = "carries a password, which the process list of every host would show during the install"
+            do = "leave it out and give it to root on the hosts in ~/.netrc, mode 0600"
+            found.append({"variable": "python_env_index_url", "value": shown, "problem": text, "do": do})
     if source == "conda" and not conda_prefix:
         text = "python_env_python_source is conda, and no conda environment is named"
         do = "set it to the prefix of a conda environment on the hosts"

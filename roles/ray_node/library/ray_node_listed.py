@@ -25,6 +25,10 @@ options:
     description: What the node must offer at least, Ray's name of the resource to an amount.
     type: dict
     default: {}
+  required:
+    description: Whether it is an error that the node is not listed; if not, the answer is given at once, as C(listed).
+    type: bool
+    default: true
   timeout_seconds:
     description: For how long to wait.
     type: int
@@ -40,6 +44,10 @@ EXAMPLES = r"""
   delegate_to: head
 """
 RETURN = r"""
+listed:
+  description: Whether the head lists the node alive with the resources.
+  type: bool
+  returned: success
 node:
   description: The node as the head lists it.
   type: dict
@@ -88,6 +96,7 @@ def main() -> None:
             "token_path": {"type": "path", "required": True, "no_log": False},
             "node_id": {"type": "str", "required": True},
             "resources": {"type": "dict", "default": {}},
+            "required": {"type": "bool", "default": True},
             "timeout_seconds": {"type": "int", "default": 60},
         },
         supports_check_mode=True,
@@ -107,7 +116,9 @@ def main() -> None:
         except (OSError, KeyError, ValueError) as error:
             wrong = f"{module.params['url']} does not answer: {error}"
         if not wrong:
-            module.exit_json(changed=False, node=node)
+            module.exit_json(changed=False, listed=True, node=node)
+        if not module.params["required"]:
+            module.exit_json(changed=False, listed=False, node=node)
         if time.monotonic() > deadline:
             module.fail_json(msg=f"after {module.params['timeout_seconds']} s: {wrong}", node=node)
         time.sleep(0.5)

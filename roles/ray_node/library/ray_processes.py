@@ -79,6 +79,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 POLL_SECONDS = 0.5
+KILL_SECONDS = 30  # what the kernel may take to end a killed process
 
 
 def read(pid: int, name: str) -> str:
@@ -155,6 +156,11 @@ def end(user: str, seconds: float) -> bool:
         if time.monotonic() > deadline:
             for pid in left:
                 _signal(pid, signal.SIGKILL)
+        if time.monotonic() > deadline + KILL_SECONDS:
+            raise TimeoutError(
+                f"processes {left} survive SIGKILL: they hang in the kernel, often in a GPU's driver. "
+                "To do: reboot the host, then run the playbook again"
+            )
         time.sleep(POLL_SECONDS / 5)
     return bool(present)
 

@@ -75,6 +75,7 @@ answered_seconds:
   returned: when not in check mode
 """
 
+import http.client
 import json
 import subprocess
 import time
@@ -136,9 +137,9 @@ def states(running: dict[str, Any], names: list[str]) -> tuple[list[str], list[s
 
 
 def proxy_addresses(running: dict[str, Any]) -> list[str]:
-    """Addresses of the nodes whose proxy takes requests or is about to."""
+    """Addresses of the nodes that should have a proxy, a sick one included: it is to be asked, and to fail."""
     proxies = (running.get("proxies") or {}).values()
-    return sorted(p["node_ip"] for p in proxies if p.get("status") in ("STARTING", "HEALTHY"))
+    return sorted(p["node_ip"] for p in proxies if p.get("status") not in ("DRAINING", "DRAINED"))
 
 
 class Serve:
@@ -169,7 +170,7 @@ class Serve:
                 path = f"/api/v0/logs/file?node_id={replica['node_id']}&lines=25&filename="
                 try:
                     lines.append(self.get(path + replica["log_file_path"].lstrip("/")).decode(errors="replace"))
-                except OSError as error:
+                except (OSError, http.client.HTTPException) as error:
                     lines.append(f"(not to be read: {error})")
         return "\n".join(lines)
 
@@ -186,7 +187,7 @@ def ask(base_url: str, request: dict[str, Any]) -> tuple[str, bool]:
     except urllib.error.HTTPError as error:
         wrong = f"{request['method']} {request['path']}: {error.code}. {error.read()[:500].decode(errors='replace')}"
         return wrong, error.code in (404, 503)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         refused = isinstance(getattr(error, "reason", error), ConnectionError)
         return f"{request['method']} {request['path']}: {error}", refused
 
@@ -196,7 +197,7 @@ def wait_running(serve: Serve, names: list[str], leaving: list[str], deadline: f
     while True:
         try:
             running = serve.running()
-        except OSError as error:  # a busy dashboard misses a moment
+        except (OSError, http.client.HTTPException) as error:  # a busy dashboard misses a moment
             if time.monotonic() > deadline:
                 raise Problem(f"{serve.url} does not answer: {error}") from error
             time.sleep(1)
@@ -242,7 +243,7 @@ def read_state(module: AnsibleModule, serve: Serve) -> dict[str, Any]:
         raise Problem(
             f"{module.params['url']} answers {error.code}: is {module.params['token_path']} its token?"
         ) from error
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         if module.check_mode:
             return {}  # a dry run before the cluster is started
         raise Problem(f"{module.params['url']} does not answer: {error}. To do: --tags cluster") from error

@@ -18,7 +18,7 @@ description:
   - Checks the role's variables against its own C(meta/argument_specs.yml), and adds the role's cross-field rules,
     which are the list C(__<role>_problems) in its C(vars/main.yml).
   - Runs on the controller, opens no connection, changes nothing and never fails for a problem that it finds, so that
-    all roles and hosts are heard before the gate closes (C(roles/validate/tasks/report.yml)).
+    all roles and hosts are heard before the gate closes (C(roles/validate/tasks/report_inputs.yml)).
 author: Raymetal
 """
 RETURN = r"""

@@ -34,7 +34,7 @@ def _machine(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> It
         text = f"the host has {memory:.1f} GiB of memory"
         yield _problem(host, "gpu_host_memory_minimum_gib", want["memory_minimum_gib"], text, "use a larger host")
     free = facts["disks"][want["root"]]["free_bytes"] / GIB
-    need = INSTALLED_DISK_GIB if facts["paths"][want["prefix"]]["exists"] else want["disk_minimum_gib"]
+    need = INSTALLED_DISK_GIB if facts["paths"][want["environment"]]["exists"] else want["disk_minimum_gib"]
     if free < need:
         text = f"{free:.1f} GiB are free at {want['root']}, {need} are needed"
         do = "free some space, or set cluster_root to a larger file system"
@@ -47,6 +47,10 @@ def _machine(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> It
     if abs(facts["clock_difference_seconds"]) > want["clock_tolerance_seconds"]:
         text = f"the clock differs by {facts['clock_difference_seconds']} s from the controller's"
         yield _problem(host, "gpu_host_clock_tolerance_seconds", want["clock_tolerance_seconds"], text, "set up NTP")
+    if facts["cluster"] not in (None, want["cluster"]):
+        text = f"the host carries cluster {facts['cluster']}"
+        do = "use that cluster's inventory, or tear it down first"
+        yield _problem(host, "cluster_name", want["cluster"], text, do)
     user = facts["user"]
     if user and user["home"] != want["state_dir"]:
         text = f"exists with home {user['home']}: it was not made for this cluster, whose teardown ends all it runs"
@@ -72,8 +76,8 @@ def _software(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> I
         text = "no address on the route to the head was found" if not want["address"] else "is no IP address"
         yield _problem(host, "ray_node_address", want["address"], text, "set ray_node_address")
     else:
-        if loopback and want["cluster_size"] > 1:
-            text = "other hosts cannot reach a loopback address"
+        if loopback and (want["cluster_size"] > 1 or not want["head_address"].startswith("127.")):
+            text = "is a loopback address, and the cluster is not said to be this machine alone (cluster_head_address 127.0.0.1)"
             do = "set ansible_host or cluster_head_address to the address on the cluster's network"
             yield _problem(host, "ray_node_address", want["address"], text, do)
 
