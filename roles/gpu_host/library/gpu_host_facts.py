@@ -51,9 +51,9 @@ RETURN = r"""
 ansible_facts:
   description: >-
     One key, C(gpu_host), with os (id, version), arch, cpus, memory_bytes, swap_bytes, shm_bytes, systemd (bool: PID 1),
-    python (path and version, or null), clock_difference_seconds, user (uid, shell, home; or null), cluster (name or null), route_address,
-    disks and paths (by path), driver_version, driver_cuda, gpu_error, and gpus, a list of dicts with index, uuid,
-    name, memory_mib.
+    python (path and version, or null), clock_difference_seconds, user (uid, shell, home; or null), cluster (name or
+    null), route_address, disks and paths (by path), driver_version, driver_cuda, gpu_error, and gpus, a list of dicts
+    with index, uuid, name, memory_mib.
   type: dict
   returned: always
 """

@@ -77,7 +77,7 @@ def _software(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> I
         yield _problem(host, "ray_node_address", want["address"], text, "set ray_node_address")
     else:
         if loopback and (want["cluster_size"] > 1 or not want["head_address"].startswith("127.")):
-            text = "is a loopback address, and the cluster is not said to be this machine alone (cluster_head_address 127.0.0.1)"
+            text = "is a loopback address, and cluster_head_address does not say that this machine is the whole cluster"
             do = "set ansible_host or cluster_head_address to the address on the cluster's network"
             yield _problem(host, "ray_node_address", want["address"], text, do)
 
