@@ -10,7 +10,7 @@ cpu=(--overrides cpu.overrides)
 [ -n "${UV_FIND_LINKS:-}" ] || cpu+=(--index https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match)
 
 compile "${hosts[@]}" "${cpu[@]}" cpu.in -o cpu.lock
-compile "${hosts[@]}" cuda.in -o cuda.lock
+(unset UV_FIND_LINKS && compile "${hosts[@]}" cuda.in -o cuda.lock)  # a CPU build among them would win
 compile --no-deps demo.in -o demo.lock
 compile --universal control.in -o control.lock
 

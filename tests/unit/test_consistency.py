@@ -136,3 +136,8 @@ def test_every_collection_that_is_used_is_required() -> None:
 def test_generated_pages_are_fresh(path: Path) -> None:
     done = subprocess.run([sys.executable, str(path), "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_cuda_lock_has_no_cpu_build() -> None:
+    lock = (ROOT / "files/locks/cuda.lock").read_text()
+    assert "+cpu" not in lock and "nvidia-cuda-runtime==" in lock
