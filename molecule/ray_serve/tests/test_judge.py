@@ -7,14 +7,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-PYTEST = ("pytest", "_pytest", "pluggy", "iniconfig", "pygments")  # pure Python: the controller's own serve
+PYTEST = ("pytest", "_pytest", "py", "pluggy", "iniconfig", "pygments")  # pure Python: the controller's own serve
 
 
 def test_the_judge_passes_its_tests(host, container, podman):
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for package in PYTEST:
-            archive.add(Path(find_spec(package).origin).parent, f"pytest/{package}")
+            origin = Path(find_spec(package).origin)
+            path = origin.parent if origin.name == "__init__.py" else origin
+            archive.add(path, f"pytest/{path.name}")
         for path in ("tests/head", "roles/ray_serve/files"):
             archive.add(PROJECT / path, f"project/{path}")
     host.run_expect([0], "rm -rf /srv/judge && mkdir /srv/judge")
