@@ -24,5 +24,5 @@ fi
 # shellcheck disable=SC2086 # a list of packages, and an empty or one-word prefix
 {
     $sudo apt-get update --quiet
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends $missing
+    $sudo env DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes $missing
 }
