@@ -141,3 +141,10 @@ def test_a_start_that_never_succeeds_gives_its_last_words(user: str) -> None:
     command = ["sh", "-c", "echo no space left; exit 3"]
     result = run_module(MODULE, user=user, state="started", config="c1", command=command, attempts=2)
     assert result["failed"] and "2 attempts" in result["msg"] and "no space left" in result["msg"]
+
+
+@pytest.mark.parametrize("state", ["started", "absent"])
+def test_it_never_ends_the_processes_of_root(state: str) -> None:
+    params: dict[str, Any] = {"config": "c", "command": ["false"]} if state == "started" else {}
+    result = run_module(MODULE, check=True, user="root", state=state, **params)  # a dry run, should the guard be gone
+    assert result["failed"] and "every process of root" in result["msg"]

@@ -222,6 +222,8 @@ def main() -> None:
         supports_check_mode=True,
     )
     user, state = module.params["user"], module.params["state"]
+    if user == "root" and state in ("started", "absent"):
+        module.fail_json(msg="user root: this would end every process of root. To do: name the dedicated service user")
     seen = observe(user)
     if state == "ready" and not module.check_mode:
         module.exit_json(changed=False, **wait_ready(module))
