@@ -50,6 +50,56 @@ def model_store_problems(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def model_store_unequal(hosts: dict[str, dict[str, str]]) -> list[str]:
+    """Models (`name/revision`) whose digest is not the same on all hosts that hold them, one sentence each."""
+    found = []
+    for model in sorted({model for digests in hosts.values() for model in digests}):
+        holders: dict[str, list[str]] = {}
+        for host, digests in hosts.items():
+            if digests.get(model):
+                holders.setdefault(digests[model], []).append(host)
+        if len(holders) > 1:
+            groups = "; ".join(f"{', '.join(names)}: {digest[:12]}" for digest, names in holders.items())
+            do = "remove it where it is wrong, with its .manifest.json, and run --tags models"
+            found.append(f"model_store_models: {model} differs between hosts: {groups}. To do: {do}")
+    return found
+
+
+def model_store_named(config: Any, root: str) -> list[str]:
+    """Model directories below ``root`` that a Serve configuration names anywhere in it."""
+    if isinstance(config, dict):
+        return sorted({path for value in config.values() for path in model_store_named(value, root)})
+    if isinstance(config, (list, tuple)):
+        return sorted({path for value in config for path in model_store_named(value, root)})
+    found = re.match(rf"{re.escape(root.rstrip('/'))}/[^/\s]+/[^/\s]+", config) if isinstance(config, str) else None
+    return [found[0]] if found else []
+
+
+def model_store_of_host(paths: list[str], root: str, models: list[dict[str, Any]]) -> list[str]:
+    """Of the model directories those of models that this host is to hold, in whatever revision."""
+    names = {f"{root.rstrip('/')}/{model['name']}" for model in models}
+    return [path for path in paths if path.rpartition("/")[0] in names]
+
+
+def model_store_removable(manifests: list[dict[str, Any]], needed: list[str], keep: int) -> list[str]:
+    """Staged revisions that may go: not ``needed``, and not among the ``keep`` newest of the others of their model.
+
+    ``manifests`` are results of ansible.builtin.find; a manifest is as old as its revision was staged.
+    """
+    spare: dict[str, list[tuple[float, str]]] = {}
+    for manifest in manifests:
+        path = manifest["path"].removesuffix(".manifest.json")
+        if path not in needed:
+            spare.setdefault(path.rpartition("/")[0], []).append((float(manifest["mtime"]), path))
+    return sorted(path for found in spare.values() for _, path in sorted(found, reverse=True)[keep:])
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"model_store_problems": model_store_problems}
+        return {
+            "model_store_problems": model_store_problems,
+            "model_store_unequal": model_store_unequal,
+            "model_store_named": model_store_named,
+            "model_store_of_host": model_store_of_host,
+            "model_store_removable": model_store_removable,
+        }
