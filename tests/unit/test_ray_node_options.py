@@ -12,7 +12,12 @@ from support import ROOT, load
 
 filters = load("roles/ray_node/filter_plugins/ray_node.py")
 KNOWN = yaml.safe_load((ROOT / "roles/ray_node/vars/main/options.yml").read_text())["__ray_node_known_options"]
-PORTS = {"ray_node_port": 6380, "ray_node_dashboard_port": 8265, "ray_serve_config.http_options.port": 8000}
+PORTS = {
+    "ray_node_port": 6380,
+    "ray_node_dashboard_port": 8265,
+    "ray_serve_config.http_options.port": 8000,
+    "A": [30000, 31000],
+}
 
 
 @pytest.mark.parametrize(
@@ -69,6 +74,7 @@ def problems(options: dict[Any, Any], **ports: Any) -> list[str]:
         ("node_manager_port", -1, "is no port", "1 to 65535"),
         ("node_manager_port", 6380, "is also the port of ray_node_port", "its own"),
         ("node_manager_port", 8000, "is also the port of ray_serve_config.http_options.port", ""),
+        ("node_manager_port", 30500, "is also the port of A", ""),
         ("node_manager_port", 10500, "lies within the workers' ports 10002 to 19999", "min_worker_port"),
         ("min_worker_port", 20000, "is above max_worker_port, 19999", "swap"),
         ("max_worker_port", 70000, "is no port", ""),

@@ -106,6 +106,9 @@ def _value_problem(name: str, value: Any, kind: str) -> tuple[str, str] | None:
 
 def _port_problems(options: Mapping[str, Any], fixed: Mapping[str, Any]) -> Iterator[Problem]:
     ports: dict[int, str] = {}
+    for name, port in fixed.items():
+        if isinstance(port, (list, tuple)):
+            ports |= dict.fromkeys(range(port[0], port[1] + 1), name)
     skipped = {"min_worker_port", "max_worker_port", *OWNED, *REMOVED}
     own = {f"ray_node_options.{k}": v for k, v in options.items() if str(k).endswith("_port") and k not in skipped}
     workers = [options.get("min_worker_port", 10002), options.get("max_worker_port", 19999)]
@@ -136,7 +139,7 @@ def _port_problems(options: Mapping[str, Any], fixed: Mapping[str, Any]) -> Iter
 def ray_start_problems(
     options: Mapping[str, Any], known: Mapping[str, Mapping[str, str]], ports: Mapping[str, Any]
 ) -> list[Problem]:
-    """Problems of the operator's options; ``ports`` are the ports set elsewhere, variable -> port."""
+    """Problems of the operator's options; ``ports`` are those set elsewhere, variable -> port or [first, last]."""
     found: list[Problem] = []
     for raw, value in options.items():
         name = str(raw)

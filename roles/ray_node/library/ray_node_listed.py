@@ -101,8 +101,13 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    with open(module.params["token_path"]) as handle:
-        token = handle.read().strip()
+    try:
+        with open(module.params["token_path"]) as handle:
+            token = handle.read().strip()
+    except FileNotFoundError:
+        if module.params["required"]:
+            raise
+        module.exit_json(changed=False, listed=False, node=None)  # the head was never started
     deadline = time.monotonic() + module.params["timeout_seconds"]
     while True:
         node: dict[str, Any] | None = None

