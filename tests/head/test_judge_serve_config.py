@@ -158,6 +158,17 @@ def test_valid_configs_are_accepted(text: str) -> None:
     assert judge_module.judge(load(text)) == []
 
 
+def test_what_a_replica_needs_is_what_ray_will_ask_for() -> None:
+    needs: dict[str, Any] = {}
+    assert judge_module.judge(load(SMALLEST), needs) == []
+    assert needs["tiny"]["LLMServer:tiny"]["placement_group_bundles"] == [{"GPU": 0, "CPU": 2.0}]
+    assert needs["tiny"]["OpenAiIngress"]["ray_actor_options"] == {"num_cpus": 1}
+    assert judge_module.judge(load(DEEPSEEK), needs) == []
+    (model,) = [found for name, found in needs["deepseek"].items() if name.startswith("LLMServer:")]
+    assert len(model["placement_group_bundles"]) == 16 and model["placement_group_strategy"] == "PACK"
+    assert sum(bundle["GPU"] for bundle in model["placement_group_bundles"]) == 16
+
+
 def test_two_apps_and_overrides_by_the_names_that_ray_makes_are_accepted() -> None:
     assert judge_module.judge(two_apps()) == []
 
@@ -426,7 +437,9 @@ def test_command_line(tmp_path: pathlib.Path) -> None:
     assert run(path) == (2, None)
     path.write_text(json.dumps({"applications": [own_app(tmp_path, "app")]}))
     began = time.monotonic()
-    assert run(path) == (0, {"problems": []})
+    code, answer = run(path)
+    assert (code, answer["problems"]) == (0, [])
+    assert answer["needs"]["default"]["Hello"]["ray_actor_options"] == {"num_cpus": 1}
     assert time.monotonic() - began < 12, "no LLM application: nothing of vLLM may be imported"
     for text in ["applications: [", "a: 2026-13-45", "", "[]", "&a [*a]", "applications: &a [*a]", "\x01"]:
         path.write_text(text)

@@ -14,7 +14,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import ansible.module_utils
+
 ROOT = Path(__file__).resolve().parents[2]
+# Ansible makes a role's module_utils part of this package.
+MODULE_UTILS = [str(path) for path in sorted(ROOT.glob("roles/*/module_utils"))]
+ansible.module_utils.__path__ = [*ansible.module_utils.__path__, *MODULE_UTILS]
+RUNNER = """
+import runpy, sys, ansible.module_utils
+_, path, *utils = sys.argv
+ansible.module_utils.__path__ = [*ansible.module_utils.__path__, *utils]
+sys.argv = [path]
+runpy.run_path(path, run_name="__main__")
+"""
 # method, path, headers, body -> status, answer (bytes as they are, all else as JSON)
 Answerer = Callable[[str, str, dict[str, str], bytes], tuple[int, Any]]
 
@@ -28,11 +40,11 @@ def load(path: str) -> ModuleType:
     return module
 
 
-def run_module(path: str, check: bool = False, env: dict[str, str] | None = None, **params: Any) -> dict[str, Any]:
+def run_module(path: str, /, check: bool = False, env: dict[str, str] | None = None, **params: Any) -> dict[str, Any]:
     """The result of a module, run in a process of its own with its arguments as JSON."""
     arguments = {"ANSIBLE_MODULE_ARGS": {**params, "_ansible_check_mode": check, "_ansible_diff": True}}
     done = subprocess.run(
-        [sys.executable, str(ROOT / path)],
+        [sys.executable, "-c", RUNNER, str(ROOT / path), *MODULE_UTILS],
         input=json.dumps(arguments),
         env=env,
         capture_output=True,

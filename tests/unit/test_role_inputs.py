@@ -158,9 +158,75 @@ def applications(*more: Any) -> dict[str, Any]:
     ],
 )
 def test_ray_serve(change: dict[str, Any], warmups: dict[str, Any], variable: str, text: str) -> None:
-    assert ray_serve.ray_serve_problems(CONFIG, {"plain": {"path": "x"}}) == []
-    ((found, problem),) = told(ray_serve.ray_serve_problems({**CONFIG, **change}, warmups))
+    assert ray_serve.ray_serve_problems(CONFIG, {"plain": {"path": "x"}}, {"plain": "queue"}) == []
+    ((found, problem),) = told(ray_serve.ray_serve_problems({**CONFIG, **change}, warmups, {}))
     assert found.endswith(variable) and text in problem
+
+
+@pytest.mark.parametrize(
+    ("ways", "variable", "text"),
+    [
+        ({"other": "surge"}, "ray_serve_ways.other", "no application has this name"),
+        ({"plain": "swap"}, "ray_serve_ways.plain", "is no way"),
+    ],
+)
+def test_ways(ways: dict[str, str], variable: str, text: str) -> None:
+    assert told(ray_serve.ray_serve_problems(CONFIG, {}, ways)) == [(variable, text)]
+
+
+@pytest.mark.parametrize(
+    ("change", "variable", "text"),
+    [
+        ({"name": "chat--green"}, "name", "marks the second name"),
+        ({"route_prefix": "/.raymetal/chat"}, "route_prefix", "where candidates wait"),
+    ],
+)
+def test_names_and_routes_of_the_role_are_refused(change: dict[str, str], variable: str, text: str) -> None:
+    config = {**CONFIG, "applications": [{**PLAIN, **change}]}
+    ((found, problem),) = told(ray_serve.ray_serve_problems(config, {}, {}))
+    assert found == f"ray_serve_config.applications[0].{variable}" and text in problem
+
+
+@pytest.mark.parametrize(
+    ("application", "variable", "text"),
+    [
+        (llm("chat", "/", "small", "large"), "[0].args.llm_configs", "one model per application"),
+        (
+            {**llm("a", "/", "m"), "args": {"llm_configs": [], "ingress_deployment_config": {"a": 1}}},
+            "[0].args.ingress_deployment_config",
+            "no ingress deployment",
+        ),
+    ],
+)
+def test_the_throughput_profile_has_limits(application: dict[str, Any], variable: str, text: str) -> None:
+    config = {"applications": [application]}
+    assert ray_serve.ray_serve_profile_problems(config, "default") == []
+    assert ray_serve.ray_serve_profile_problems({"applications": [llm("a", "/", "m"), PLAIN]}, "throughput") == []
+    ((found, problem),) = told(ray_serve.ray_serve_profile_problems(config, "throughput"))
+    assert found == f"ray_serve_config.applications{variable}" and text in problem
+    assert told(ray_serve.ray_serve_profile_problems({}, "fast")) == [("cluster_serve_profile", "is no profile")]
+
+
+@pytest.mark.parametrize(
+    ("percent", "header", "gateways", "text"),
+    [
+        (0, "", [], None),
+        (10, "", ["g"], None),
+        (0, "new", ["g"], None),
+        (10, "", [], "there is no gateway for a canary"),
+        (0, "new", [], "there is no gateway for a canary"),
+        (101, "", ["g"], "is no share"),
+    ],
+)
+def test_a_canary_needs_a_gateway(percent: int, header: str, gateways: list[str], text: str | None) -> None:
+    found = [problem for _, problem in told(ray_serve.ray_serve_canary_problems(percent, header, gateways))]
+    assert found == ([text] if text else [])
+
+
+def test_what_ran_goes_back_under_the_operators_names() -> None:
+    candidate = {**PLAIN, "name": "plain", "route_prefix": "/.raymetal/plain"}
+    ran = {**CONFIG, "applications": [{**PLAIN, "name": "plain--green"}, candidate]}
+    assert ray_serve.ray_serve_operator_config(ran) == {**CONFIG, "applications": [PLAIN]}
 
 
 @pytest.mark.parametrize(
@@ -171,26 +237,29 @@ def test_base_url(host: str | None, url: str) -> None:
 
 
 def test_requests_ask_each_model_and_each_application() -> None:
-    asked = ray_serve.ray_serve_requests(CONFIG, {})
-    assert [(r["application"], r["method"], r["path"]) for r in asked] == [
+    asked = ray_serve.ray_serve_requests(CONFIG, {}, "Capital?", "Paris")
+    assert [(name, r["method"], r["path"]) for name, found in asked.items() for r in found] == [
         ("chat", "POST", "/v1/chat/completions"),
         ("chat", "POST", "/v1/chat/completions"),
-        ("plain", "GET", "/plain"),
+        ("plain", "GET", ""),
     ]
-    assert [r["body"]["model"] for r in asked[:2]] == ["small", "large"]
+    assert [r["body"]["model"] for r in asked["chat"]] == ["small", "large"]
+    assert {r["contains"] for r in asked["chat"]} == {"Paris"} and asked["plain"][0]["contains"] is None
+    assert asked["chat"][0]["body"]["messages"] == [{"role": "user", "content": "Capital?"}]
+    assert ray_serve.ray_serve_requests(CONFIG, {}, "Hello", "")["chat"][0]["body"]["max_tokens"] == 1
 
 
 @pytest.mark.parametrize(
     ("warmup", "method", "path", "body"),
     [
-        ({"path": "/v1/embeddings", "body": {"a": 1}}, "POST", "/plain/v1/embeddings", {"a": 1}),
-        ({"path": "ready"}, "GET", "/plain/ready", None),
-        ({"method": "PUT"}, "PUT", "/plain/", None),
+        ({"path": "/v1/embeddings", "body": {"a": 1}}, "POST", "/v1/embeddings", {"a": 1}),
+        ({"path": "ready", "contains": "yes"}, "GET", "/ready", None),
+        ({"method": "PUT"}, "PUT", "", None),
     ],
 )
 def test_own_warmups(warmup: dict[str, Any], method: str, path: str, body: Any) -> None:
-    (asked,) = ray_serve.ray_serve_requests(applications(), {"plain": warmup})
-    assert asked == {"application": "plain", "method": method, "path": path, "body": body}
+    (asked,) = ray_serve.ray_serve_requests(applications(), {"plain": warmup}, "Hello", "")["plain"]
+    assert asked == {"method": method, "path": path, "body": body, "contains": warmup.get("contains")}
 
 
 def test_completion_targets_are_each_model_through_each_proxy() -> None:

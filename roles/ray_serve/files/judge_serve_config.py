@@ -1,7 +1,8 @@
 """Judge a Serve config, the file that `serve deploy` takes, by the installed Ray and vLLM before it is deployed.
 
 Usage: judge_serve_config.py CONFIG.yml|-
-Prints {"problems": [{"variable", "value", "problem", "do"}]}; exit 0 none, 1 some, 2 the judge itself failed.
+Prints {"problems": [{"variable", "value", "problem", "do"}], "needs": {application: {deployment: {…}}}}; exit 0 no
+problem, 1 some, 2 the judge itself failed. `needs`: what a replica takes and how many the code starts, see needs_of().
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ os.environ.update(RAY_ENABLE_AUTO_CONNECT="0", RAY_USAGE_STATS_ENABLED="0", VLLM
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import yaml
+from judge_serve_import import needs_of
 from judge_serve_schema import Problem, Problems, check
 
 ROOT = "ray_serve_config"
@@ -28,8 +30,8 @@ LLM_MODULE = "ray.serve.llm"
 IMPORT_SECONDS = 60
 
 
-def judge(config: Any) -> list[Problem]:
-    """Return all problems of a config as loaded from YAML, by path."""
+def judge(config: Any, needs: dict[str, Any] | None = None) -> list[Problem]:
+    """Return all problems of a config as loaded from YAML, by path; fill in ``needs`` of what could be built."""
     problems = Problems()
     if not isinstance(config, dict):
         problems.add(ROOT, config, f"Must be a mapping, not {type(config).__name__}.", "Give applications: […].")
@@ -46,7 +48,9 @@ def judge(config: Any) -> list[Problem]:
             _judge_schema(config, apps, problems)
             for position, app in apps:
                 look = looks[position].result() if position in looks else None
-                _judge_app(app, f"{ROOT}.applications[{position}]", look, problems)
+                built = _judge_app(app, f"{ROOT}.applications[{position}]", look, problems)
+                if built and needs is not None:
+                    needs[str(app.get("name", "default"))] = built
         except RecursionError:
             problems.add(ROOT, None, "Nested too deeply, or an alias contains itself.", "Write the config out.")
     return problems.in_order()
@@ -76,8 +80,10 @@ def _judge_schema(config: dict[Any, Any], apps: list[tuple[int, dict[Any, Any]]]
                 problems.add(where, value, str(error), f"Write it as `/{value.strip('/{}')}`.")
 
 
-def _judge_app(app: dict[Any, Any], path: str, look: dict[str, Any] | None, problems: Problems) -> None:
-    """Judge what an application imports and builds, and its `deployments:` against what it built."""
+def _judge_app(
+    app: dict[Any, Any], path: str, look: dict[str, Any] | None, problems: Problems
+) -> dict[str, Any] | None:
+    """Judge what an application imports and builds, and its `deployments:` against what it built; return its needs."""
     overrides = app.get("deployments")
     overrides = overrides if isinstance(overrides, list) else []
     builder = _llm_builder(app)
@@ -91,16 +97,19 @@ def _judge_app(app: dict[Any, Any], path: str, look: dict[str, Any] | None, prob
                 judge_names(overrides, names, f"{path}.deployments", problems)
             if built and not problems.below(path):
                 judge_overrides(app, built, f"{path}.deployments", problems)
-            return
+            return needs_of(built)
     if look is None:
-        return
+        return None
     if "error" in look:
         do = "Give module:name of an Application or of a builder function that this environment can import."
         problems.add(f"{path}.import_path", app.get("import_path"), look["error"], do)
     elif look["deployments"] is not None:
         from judge_serve_options import judge_names
 
-        judge_names(overrides, look["deployments"], f"{path}.deployments", problems)
+        judge_names(overrides, list(look["deployments"]), f"{path}.deployments", problems)
+        needs: dict[str, Any] = look["deployments"]
+        return needs
+    return None
 
 
 def _llm_builder(app: dict[Any, Any]) -> str | None:
@@ -198,17 +207,18 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(error, file=sys.stderr)
         return 2
+    needs: dict[str, Any] = {}
     answer = os.dup(1)
     os.dup2(2, 1)  # libraries print on stdout; the answer alone goes there
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            found = [config] if isinstance(config, Problem) else judge(config)
+            found = [config] if isinstance(config, Problem) else judge(config, needs)
     except Exception:  # noqa: BLE001
         traceback.print_exc()
         return 2
     problems = [{**vars(problem), "value": plain(problem.value)} for problem in found]
     with os.fdopen(answer, "w", encoding="utf-8") as out:
-        json.dump({"problems": problems}, out, ensure_ascii=False)
+        json.dump({"problems": problems, "needs": needs}, out, ensure_ascii=False)
         out.write("\n")
     return 1 if found else 0
 

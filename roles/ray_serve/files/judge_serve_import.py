@@ -1,7 +1,7 @@
 """Import what a Serve application names, in a process of its own, and say what it is.
 
 Called by judge_serve_config.py: `python judge_serve_import.py IMPORT_PATH ARGS_JSON`. Prints one JSON line last:
-`{"deployments": ["name", …]}` for an application, `{"deployments": null}` for a builder, `{"error": "…"}` else.
+`{"deployments": {name: needs}}` for an application, `{"deployments": null}` for a builder, `{"error": "…"}` else.
 A builder is not called: what it does is the cluster's business.
 """
 
@@ -18,6 +18,24 @@ from typing import Any
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
 
 
+def needs_of(deployments: list[Any]) -> dict[str, Any]:
+    """Deployment -> what one replica takes, in Serve's own keys, and how many replicas the code starts."""
+    found = {}
+    for deployment in deployments:
+        config, replica = deployment._deployment_config, deployment._replica_config
+        scaling = config.autoscaling_config
+        options = replica.ray_actor_options or {}
+        found[deployment.name] = {
+            "replicas": config.num_replicas if scaling is None else scaling.initial_replicas or scaling.min_replicas,
+            "ray_actor_options": {
+                k: options[k] for k in ("num_cpus", "num_gpus", "memory", "resources") if k in options
+            },
+            "placement_group_bundles": replica.placement_group_bundles,
+            "placement_group_strategy": replica.placement_group_strategy,
+        }
+    return found
+
+
 def look(import_path: str, args: dict[str, Any]) -> dict[str, Any]:
     """Return what the import path names; a failure is told as the exception's type and text."""
     try:
@@ -31,7 +49,7 @@ def look(import_path: str, args: dict[str, Any]) -> dict[str, Any]:
             if args:
                 return {"error": "ValueError: args are only for a builder function, and this is a built application."}
             built = build_app(target, name="judged", default_runtime_env={})
-            return {"deployments": [deployment.name for deployment in built.deployments]}
+            return {"deployments": needs_of(built.deployments)}
         if not inspect.isfunction(target):
             return {"error": f"TypeError: neither an Application nor a builder function but {type(target).__name__}."}
         parameters = list(inspect.signature(target, eval_str=True).parameters.values())

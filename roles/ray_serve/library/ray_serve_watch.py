@@ -1,0 +1,203 @@
+#!/usr/bin/python
+"""Watch applications under traffic, and fail if they are worse than what served before."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ray_serve_watch
+short_description: Watch applications under traffic, and fail if they are worse than what served before
+description:
+  - Runs on the head and changes nothing. For a set time it asks each application twice a second and, at the end, reads
+    what Serve itself counted on every node (Ray's metrics ports) of all requests, the users' included.
+options:
+  applications:
+    description: Running names.
+    type: list
+    elements: str
+    required: true
+  before:
+    description: Running name to the name that served before it, where it is another one.
+    type: dict
+    default: {}
+  config:
+    description: The configuration that runs, for the routes.
+    type: dict
+    required: true
+  base_url:
+    description: A Serve proxy.
+    type: str
+    required: true
+  requests:
+    description: Application (operator's name) to requests, each with method, path (below the route), body, contains.
+    type: dict
+    default: {}
+  discovery_path:
+    description: Ray's list of metrics ports, prom_metrics_service_discovery.json of the head.
+    type: path
+    required: true
+  baseline:
+    description: What C(totals) were before the change.
+    type: dict
+    default: {}
+  seconds:
+    description: For how long; 0 reads the totals only.
+    type: int
+    required: true
+  max_error_percent:
+    description: By how many percent of all requests the share of errors may grow.
+    type: float
+    default: 1
+  max_latency_ratio:
+    description: How many times the mean latency of before is still good.
+    type: float
+    default: 3
+author: Raymetal
+"""
+EXAMPLES = r"""
+- name: Read the totals
+  ray_serve_watch:
+    applications: []
+    config: {}
+    base_url: http://127.0.0.1:8000
+    discovery_path: /var/lib/raymetal/ray/prom_metrics_service_discovery.json
+    seconds: 0
+"""
+RETURN = r"""
+totals:
+  description: Running name to requests, errors and ms (summed latency) since the replicas' proxies started.
+  type: dict
+  returned: always
+seen:
+  description: What was seen of each application, for people.
+  type: list
+  elements: str
+  returned: success
+"""
+
+import json
+import re
+import time
+from typing import Any
+
+from ansible.module_utils import ray_serve_config as conf
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.ray_serve_rest import OPENER, UNREACHED, Problem, alive, ask
+
+PROBE_SECONDS = 0.5
+ENOUGH_REQUESTS = 20  # fewer say nothing about a share or a mean
+SAMPLE = re.compile(r"^ray_serve_http_request_latency_ms_(count|sum)\{(.*)\} (\S+)$", re.MULTILINE)
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+Totals = dict[str, dict[str, float]]
+
+
+def parse(text: str, totals: Totals) -> None:
+    """Add the samples of one node to ``totals``. Errors: statuses from 400, but 499, a client that left."""
+    for kind, labels, value in SAMPLE.findall(text):
+        found = dict(LABEL.findall(labels))
+        if not (name := found.get("application")):
+            continue  # no application had this route
+        entry = totals.setdefault(name, {"requests": 0.0, "errors": 0.0, "ms": 0.0})
+        if kind == "sum":
+            entry["ms"] += float(value)
+            continue
+        entry["requests"] += float(value)
+        status = found.get("status_code", "")
+        if status.isdigit() and int(status) >= 400 and status != "499":
+            entry["errors"] += float(value)
+
+
+def read_totals(discovery_path: str) -> Totals:
+    """What all nodes counted; a node that does not answer is left out, and so is a list that is not there."""
+    totals: Totals = {}
+    try:
+        with open(discovery_path) as handle:
+            targets = [target for entry in json.load(handle) for target in entry["targets"]]
+    except (FileNotFoundError, ValueError):
+        return totals
+    for target in targets:
+        try:
+            with OPENER.open(f"http://{target}/metrics", timeout=5) as answer:
+                parse(answer.read().decode(errors="replace"), totals)
+        except UNREACHED:
+            continue
+    return totals
+
+
+def grown(first: Totals, last: Totals, name: str) -> dict[str, float]:
+    now, then = last.get(name, {}), first.get(name, {})
+    return {key: max(0.0, now.get(key, 0.0) - then.get(key, 0.0)) for key in ("requests", "errors", "ms")}
+
+
+def verdict(old: dict[str, float], new: dict[str, float], max_error: float, max_ratio: float) -> tuple[str, str]:
+    """What is worse now (empty: nothing), and what was seen; ``old`` and ``new`` are requests, errors and ms."""
+    if new["requests"] < ENOUGH_REQUESTS:
+        return "", f"{new['requests']:.0f} requests of others, too few to compare"
+    share, mean = 100 * new["errors"] / new["requests"], new["ms"] / new["requests"]
+    seen = f"{new['requests']:.0f} requests of others, {share:.1f} % errors, {mean:.0f} ms in the mean"
+    known = old.get("requests", 0) >= ENOUGH_REQUESTS
+    share_before = 100 * old["errors"] / old["requests"] if known else 0.0
+    if share > share_before + max_error:
+        return f"{share:.1f} % of the requests fail, before {share_before:.1f} %", seen
+    if known and mean > max_ratio * (before := old["ms"] / old["requests"]):
+        return f"a request takes {mean:.0f} ms in the mean, before {before:.0f} ms", seen
+    return "", seen
+
+
+def probe(params: dict[str, Any]) -> dict[str, int]:
+    """Ask every application until the time is over; running name -> answers."""
+    routes = {conf.name_of(app): conf.route_of(app) for app in params["config"].get("applications") or []}
+    answers = dict.fromkeys(params["applications"], 0)
+    deadline = time.monotonic() + params["seconds"]
+    while time.monotonic() < deadline:
+        started = time.monotonic()
+        alive()
+        for name in params["applications"]:
+            for request in (params["requests"].get(conf.operator_name(name)) or [])[:1] if routes.get(name) else []:
+                path = str(routes[name]).rstrip("/") + request["path"] or "/"
+                wrong, _, _ = ask(params["base_url"], {**request, "path": path})
+                if wrong:
+                    raise Problem(f"application {name} fails under traffic. {wrong}")
+                answers[name] += 1
+        time.sleep(max(0.0, min(PROBE_SECONDS - (time.monotonic() - started), deadline - time.monotonic())))
+    return answers
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "applications": {"type": "list", "elements": "str", "required": True},
+            "before": {"type": "dict", "default": {}},
+            "config": {"type": "dict", "required": True},
+            "base_url": {"type": "str", "required": True},
+            "requests": {"type": "dict", "default": {}},
+            "discovery_path": {"type": "path", "required": True},
+            "baseline": {"type": "dict", "default": {}},
+            "seconds": {"type": "int", "required": True},
+            "max_error_percent": {"type": "float", "default": 1},
+            "max_latency_ratio": {"type": "float", "default": 3},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    first = read_totals(params["discovery_path"])
+    if not params["seconds"] or module.check_mode:
+        module.exit_json(changed=False, totals=first, seen=[])
+    try:
+        answers = probe(params)
+        last = read_totals(params["discovery_path"])
+        lines = []
+        for name in params["applications"]:
+            old = params["baseline"].get(params["before"].get(name, name)) or {}
+            worse, seen = verdict(
+                old, grown(first, last, name), params["max_error_percent"], params["max_latency_ratio"]
+            )
+            if worse:
+                raise Problem(f"application {name} is worse than what served before: {worse}.")
+            lines.append(f"{name}: {answers[name]} own requests answered; {seen}")
+    except Problem as problem:
+        module.fail_json(msg=str(problem), totals=first)
+    module.exit_json(changed=False, totals=last, seen=lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""A plan as configurations to push one after the other. Pure functions.
+
+Each wave: `prepare` (old replicas get time to drain), `start` (what is new, beside what serves), `switch` (routes
+swapped in one push), `final` (what is no longer needed is gone); `ask`: running names that must answer, `gone`: those
+that leave, `before`: new to old running name, `watched`: those to watch, `canary`: {name, route, hidden_route,
+other_routes} of each candidate, for a gateway. What has room together shares a wave.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.module_utils import ray_serve_config as conf
+from ansible.module_utils import ray_serve_room as room
+from ansible.module_utils import ray_serve_ways as ways
+from ansible.module_utils.ray_serve_planner import App, Cluster, Step, Steps, make_steps
+
+Apps = dict[str, App]  # by running name
+
+
+class Plan:
+    """Steps, waves and problems for one configuration.
+
+    ``options``: way and ways (application -> way), remove (names), begun (steps of an interrupted change), seconds
+    (application -> length of its last start), drain_seconds.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], cluster: Cluster, needs: dict[str, Any], options: dict[str, Any]
+    ) -> None:
+        self.cluster, self.needs, self.options = cluster, needs, options
+        self.lifted: dict[str, list[str]] = {}
+        self.wanted: Apps = {}
+        for app in config.get("applications") or []:
+            name = conf.name_of(app)
+            self.wanted[name], moved = conf.lifted({**app, "name": name})
+            if moved:
+                self.lifted[name] = moved
+        self.steps, self.problems = make_steps(
+            cluster, self.wanted, options.get("remove") or [], options.get("begun") or {}
+        )
+        self.free = cluster.free
+        self.now: Apps = dict(cluster.apps)  # what is pushed last
+        self.waves: list[dict[str, Any]] = []
+        self._grow()
+        self._make_waves()
+
+    def _grow(self) -> None:
+        for name, step in self.steps.items():
+            if step["action"] not in ("add", "light", "restart"):
+                continue
+            app, needs = self.wanted[name], self.needs.get(name) or {}
+            self.free, short = ways.grow(step, app, self.cluster, needs, self.free)
+            if short:
+                does = "is added" if step["action"] == "add" else "grows"
+                do = "ask for fewer replicas or GPUs, add nodes, or take something away first, in a run of its own"
+                self.problems.append(f"application {name} {does} and has no room, short of {short}. To do: {do}.")
+
+    def _make_waves(self) -> None:
+        waiting = {name: step for name, step in self.steps.items() if step["action"] == "replace"}
+        others = {n: s for n, s in self.steps.items() if s["action"] not in ("replace", "unchanged", "remove")}
+        removed = {name: step for name, step in self.steps.items() if step["action"] == "remove"}
+        while waiting or others or removed:
+            chosen, refusals = self._together(waiting)
+            if not chosen:
+                self.problems += refusals
+                waiting = {}
+            waiting = {name: step for name, step in waiting.items() if name not in chosen}
+            # What goes for good goes last: until then everything can be taken back.
+            self._wave({**others, **chosen, **({} if waiting else removed)})
+            for name, step in chosen.items():  # the old one's room is the next wave's
+                self.free = room.freed(self.free, self.cluster.all_replicas(step["live"]))
+                new = ways.new_replicas(self.wanted[name], self.needs.get(name) or {}, self.cluster, step["live"])
+                self.free = room.after(self.free, ways.flat(new))[0]
+            others, removed = {}, removed if waiting else {}
+
+    def _together(self, waiting: Steps) -> tuple[Steps, list[str]]:
+        """Of the replacements those that have room at the same time, and why the others have none."""
+        chosen: Steps = {}
+        free, refusals = self.free, []
+        for name, step in waiting.items():
+            asked = (self.options.get("ways") or {}).get(name) or self.options.get("way") or "auto"
+            arguments = (name, step, self.wanted[name], self.cluster, self.needs.get(name) or {})
+            alone = dict(step)
+            # Its way is the best that it could have alone: a wave more costs less than a lesser way.
+            _, refused = ways.choose(arguments[0], alone, *arguments[2:], self.free, asked, self.expected(name))
+            if refused:
+                refusals.append(refused)
+                continue
+            left, refused = ways.choose(*arguments, free, alone["way"], self.expected(name))
+            if not refused:
+                step["chosen"] = alone["chosen"]
+                chosen[name], free = step, left
+        return chosen, refusals
+
+    def expected(self, name: str) -> str:
+        seconds = (self.options.get("seconds") or {}).get(name)
+        return f"{seconds:.0f} s the last time" if seconds else "not measured yet on this cluster"
+
+    def _wave(self, steps: Steps) -> None:
+        prepare, changed = dict(self.now), False
+        for step in steps.values():
+            live = step["live"]
+            if step["action"] in ("replace", "remove", "finish") and live:
+                leaving = step.get("spare") if step["action"] == "finish" else live
+                if leaving and (drained := self._drained(leaving)) != prepare[leaving]:
+                    prepare[leaving] = drained
+                    changed = changed or step.get("way") in ("surge", "roll", "queue")
+        start, ask = dict(prepare), []
+        swaps: list[tuple[str, str, str]] = []
+        gone: list[str] = []
+        final_specs: Apps = {}
+        for name, step in steps.items():
+            action, live, following = step["action"], step["live"], step["next"]
+            if action == "remove":
+                gone += [n for n in (name, name + conf.GREEN) if n in start]  # both of an interrupted change
+                continue
+            app = self.dressed(name, step)
+            if action == "replace" and step["way"] == "blue_green":
+                candidate = conf.sized(app, step["counts"])
+                start[following] = conf.placed(candidate, following, conf.hidden_route(following))
+                swaps.append((name, live, following))
+            elif action == "finish":
+                app = self.cluster.apps[live]
+                if step["spare"] in start:
+                    gone.append(step["spare"])
+            else:
+                start[following] = conf.placed(app, following, conf.route_of(app))
+                if step.get("spare") in start:
+                    gone.append(step["spare"])
+            final_specs[following] = conf.placed(app, following, conf.route_of(self.wanted[name]))
+            ask.append(following)
+        switch = dict(start)
+        for name, live, following in swaps:
+            switch[following] = conf.placed(switch[following], following, conf.route_of(self.wanted[name]))
+            switch[live] = conf.placed(switch[live], live, conf.hidden_route(live))
+            gone.append(live)
+        final = {n: final_specs.get(n, app) for n, app in switch.items() if n not in gone}
+        routes = [conf.route_of(app) for app in start.values() if conf.route_of(app) and not conf.is_hidden(app)]
+        canary = [
+            {
+                "name": following,
+                "route": conf.route_of(self.now[live]),
+                "hidden_route": conf.hidden_route(following),
+                "other_routes": [route for route in routes if route != conf.route_of(self.now[live])],
+            }
+            for name, live, following in swaps
+            if not steps[name].get("only")  # another model id is another question
+        ]
+        self.waves.append(
+            {
+                "number": len(self.waves) + 1,
+                "applications": list(steps),
+                "prepare": list(prepare.values()) if changed else [],
+                "start": list(start.values()),
+                "switch": list(switch.values()) if swaps else [],
+                "final": list(final.values()),
+                "ask": ask,
+                "gone": gone,
+                "before": {s["next"]: s["live"] for s in steps.values() if s["action"] == "replace"},
+                "canary": canary,
+                "watched": [s["next"] for s in steps.values() if s["action"] in ("replace", "finish")],
+            }
+        )
+        self.now = final
+
+    def _drained(self, name: str) -> App:
+        """A running application whose replicas, once told to stop, may finish what they answer."""
+        seconds = int(self.options.get("drain_seconds") or 0)
+        changes = {
+            deployment: {"graceful_shutdown_timeout_s": seconds}
+            for deployment, found in self.cluster.deployments(name).items()
+            if ((found.get("deployment_config") or {}).get("graceful_shutdown_timeout_s") or 0) < seconds
+        }
+        return conf.with_entries(self.cluster.apps[name], changes) if changes else self.cluster.apps[name]
+
+    def dressed(self, name: str, step: Step) -> App:
+        """The wanted application with what the role adds to `deployments:`, never over what the operator wrote."""
+        app, seconds = self.wanted[name], self.options.get("drain_seconds")
+        live = self.cluster.deployments(step["live"])
+        stated = conf.entries(app)
+        changes: dict[str, dict[str, Any]] = {}
+        for deployment in self.needs.get(name) or (live if step["action"] != "add" else {}):
+            own: dict[str, Any] = {"graceful_shutdown_timeout_s": seconds} if seconds else {}
+            if step.get("way") in ("surge", "roll"):
+                own["max_surge_percent"] = step["percents"].get(deployment, 0)
+            options = {key: value for key, value in own.items() if key not in stated.get(deployment, {})}
+            if options:
+                changes[deployment] = options
+        return conf.with_entries(app, changes) if changes else app
+
+    def names(self) -> dict[str, str]:
+        """The mapping: operator's name -> the name that runs at the end."""
+        return {name: str(step["next"]) for name, step in self.steps.items() if step["next"]}
+
+    def lines(self) -> list[str]:
+        """The plan for the operator's eyes."""
+        found = []
+        for name, step in self.steps.items():
+            text = f"{name}: {step['action']}" + (f" by {step['way']}" if step.get("way") else "")
+            found.append(text + (f" ({step['why']})" if step["why"] else ""))
+            if step.get("chosen"):
+                found.append(f"  why this way: {step['chosen']}")
+            if step.get("way"):
+                found.append(f"  less capacity meanwhile: {step['reduced']}")
+            if (peak := step.get("gpus_peak")) is not None and (peak or step["gpus_before"]):
+                found.append(f"  GPUs: {step['gpus_before']:g} now, {peak:g} at the peak")
+            if step["next"] and step["next"] != name:
+                found.append(f"  it runs under the name {step['next']}")
+            found += [f"  {note}" for note in step["notes"]]
+            if step["action"] != "unchanged" and name in self.lifted:
+                found.append(
+                    f"  moved to deployments:, where a change restarts nothing: {', '.join(self.lifted[name])}"
+                )
+        if len(self.waves) > 1:
+            found.append("One after the other: " + " | ".join(", ".join(w["applications"]) for w in self.waves))
+        return found
