@@ -352,3 +352,55 @@ def test_of_such_a_builder_what_the_operator_writes_counts() -> None:
     larger = {**app, "deployments": [{"name": "Own", "num_replicas": 2, "ray_actor_options": {"num_gpus": 2}}]}
     made = plan([larger], running, [1, 1], {"own": {}}, ways={"own": "blue_green"})
     assert "the way blue_green is impossible" in made.problems[0] and "short of 2 GPU" in made.problems[0]
+
+
+def test_what_never_served_is_not_waited_for() -> None:
+    """Once a candidate without room, its host lost, held up the way back for drain_seconds."""
+
+    def seconds(app: App) -> float:
+        return float(conf.entries(app)[MODEL]["graceful_shutdown_timeout_s"])
+
+    made = plan([CHANGED], runs(llm()), [1], drain_seconds=600)
+    (wave,) = made.waves
+    found = {
+        stage: seconds(next(a for a in wave[stage] if a["name"] == "chat--green")) for stage in ("start", "switch")
+    }
+    assert found == {"start": 20, "switch": 600} and seconds(wave["final"][0]) == 600
+    (wave,) = plan([llm()], {}, [1], drain_seconds=600).waves
+    assert (seconds(wave["start"][0]), seconds(wave["final"][0])) == (20, 600)
+
+
+def test_of_such_a_builder_that_does_not_run_yet_too() -> None:
+    entry = {"name": "Own", "num_replicas": 1, "ray_actor_options": {"num_gpus": 2}}
+    own = {"name": "own", "route_prefix": "/own", "import_path": "m:build", "deployments": [entry]}
+    assert "short of 1 GPU" in plan([own], {}, [1], {"own": {}}).problems[0]
+    assert not plan([own], {}, [2], {"own": {}}).problems
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "started"),
+    [
+        ({"num_replicas": 2}, {"num_replicas": 4}, {"num_replicas": 2}),
+        ({"num_replicas": 4}, {"num_replicas": 2}, {"num_replicas": 2}),
+        (
+            {"autoscaling_config": {"min_replicas": 2, "max_replicas": 2}},
+            {"autoscaling_config": {"min_replicas": 4, "max_replicas": 8}},
+            {"autoscaling_config": {"min_replicas": 2, "initial_replicas": 2, "max_replicas": 8}},
+        ),
+    ],
+)
+def test_in_place_more_replicas_come_when_the_old_ones_are_gone(
+    before: dict[str, Any], after: dict[str, Any], started: dict[str, Any]
+) -> None:
+    """Once a larger number and other options in one change waited for room that the old replicas held."""
+    half, whole = ({"ray_actor_options": {"num_gpus": gpus}} for gpus in (0.5, 1))
+    app = {"name": "own", "route_prefix": "/own", "import_path": "m:build", "args": {"a": 1}}
+    old: App = {**app, "deployments": [{"name": "Own", **before, **whole}]}
+    new = {**app, "deployments": [{"name": "Own", **after, **half}]}
+    count = conf.bounds(old["deployments"][0], 1)[0]
+    running = {"own": details(old, {"Own": count}, {"Own": whole})}
+    made = plan([new], running, [0] * count, {"own": {}}, way="roll")
+    assert not made.problems
+    (wave,) = made.waves
+    assert {k: v for k, v in conf.entries(wave["start"][0])["Own"].items() if k in started} == started
+    assert {k: v for k, v in conf.entries(wave["final"][0])["Own"].items() if k in after} == after

@@ -276,6 +276,16 @@ def test_completion_targets_are_each_model_through_each_proxy() -> None:
     assert len(once) == 2 and "contains" not in once[0]
 
 
+def test_the_one_before_is_another_than_what_serves() -> None:
+    def config(name: str, **more: Any) -> dict[str, Any]:
+        return {"applications": [{**PLAIN, "name": name, "runtime_env": None, **more}]}
+
+    current = {"applications": [{**PLAIN, "name": "plain--green", "n": 600}]}
+    backups = {"1": config("plain", n=1), "2": config("plain", n=2), "3": config("plain", n=600.0)}
+    assert ray_serve.ray_serve_previous(backups, current) == "2"
+    assert ray_serve.ray_serve_previous({"3": backups["3"]}, current) == ""
+
+
 SPEC = yaml.safe_load((ROOT / "roles/gpu_host/meta/argument_specs.yml").read_text())["argument_specs"]["main"][
     "options"
 ]

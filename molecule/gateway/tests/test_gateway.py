@@ -253,6 +253,27 @@ def test_a_canary_that_cannot_be_is_refused(canary, host):
     assert host.file("/etc/raymetal/gateway/canary.map").size == 0
 
 
+def test_another_cluster_leads_it_over_when_told_and_no_request_fails(host, address, playbook, open_load, node):
+    """The procedure of docs/upgrades.md: a second cluster behind the same gateway, here of one node of the two."""
+    other = {"cluster_name": "next", "gateway_nodes": [{"name": "node2", "address": "node2"}]}
+    with open_load(address) as load:
+        refused = playbook("playbooks/gateway.yml", variables=other)
+        text = " ".join(refused.stdout.split())
+        assert refused.returncode != 0 and "belongs to cluster trial. To do: -e gateway_take_over=true" in text
+        assert "changed=0" in refused.stdout and host.file("/etc/raymetal/gateway/cluster").content_string == "trial\n"
+        led = playbook("playbooks/gateway.yml", variables={**other, "gateway_take_over": True})
+        assert led.returncode == 0, led.stdout[-3000:]
+        until(lambda: load.nodes(10) == {"node2"})
+        node("node1", "systemctl stop stand-in")  # the first cluster goes
+        left = len(load.outcomes)
+        until(lambda: len(load.outcomes) > left + 40)
+        node("node1", "systemctl start stand-in")
+        back = playbook("playbooks/gateway.yml", variables={"gateway_take_over": True})
+        assert back.returncode == 0, back.stdout[-3000:]
+        until(lambda: load.nodes(10) == {"node1", "node2"})
+    load.proven("led over to another cluster and back", LEAST, SERVES + 3)
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -33,7 +33,7 @@ class Chat:
         if self.now > self.options.get("fail_above", self.now):
             self.now -= 1
             return JSONResponse({"error": {"message": "too much at once"}}, 500)
-        pause = 0.5 if self.now > self.options.get("slow_above", self.now) else 0.02
+        pause = 0.2 if self.now > self.options.get("slow_above", self.now) else 0.02
         base = {"model": body["model"], "system_fingerprint": self.options["revision"]}
         if body.get("stream"):
             return StreamingResponse(self.stream(base, pause), media_type="text/event-stream")

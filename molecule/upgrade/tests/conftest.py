@@ -48,9 +48,11 @@ class Load:
         self, rate: float = 10, path: str = "/v1/chat/completions", port: int = 8000, at: str = "head", more: str = ""
     ) -> None:
         """Send ``rate`` requests each second to a host's Serve proxy, or, port 8080 of edge, to the gateway."""
+        # By address: the names' server of the containers' network pauses when a container goes.
+        address = host_of(at).ansible.get_variables()["ansible_host"]
         locust = f"{ROOT}/env/bin/locust -f {ROOT}/locustfile.py"
         options = (
-            f"--headless --only-summary --host http://{at}:{port} --path {path} --model chat --rate {rate} "
+            f"--headless --only-summary --host http://{address}:{port} --path {path} --model chat --rate {rate} "
             f"--max-tokens 12 --stall-seconds {STALL_SECONDS} --timeout-seconds 60 --warm-up-requests 3 "
             f"--run-time 900s --requests-file {self.file} {more}"
         )
@@ -150,6 +152,10 @@ class Trial:
     def running(self) -> dict[str, str]:
         """Application -> status."""
         return {name: app["status"] for name, app in self.rest("/api/serve/applications/")["applications"].items()}
+
+    def replicas(self, application: str) -> list[dict[str, Any]]:
+        deployments = self.rest("/api/serve/applications/")["applications"][application]["deployments"].values()
+        return [replica for deployment in deployments for replica in deployment["replicas"]]
 
     def variables(self, config: dict[str, Any] | None, more: dict[str, Any]) -> dict[str, Any]:
         if config is None:

@@ -39,8 +39,7 @@ def test_scale_up(trial, under_load):
     config = trial.base()
     chat(config)["deployments"][0]["num_replicas"] = 3
     under_load(config, "chat: light", "nothing restarts")
-    (deployment,) = trial.rest("/api/serve/applications/")["applications"]["chat"]["deployments"].values()
-    assert len(deployment["replicas"]) == 3
+    assert len(trial.replicas("chat")) == 3
 
 
 def test_scale_down(trial, under_load):

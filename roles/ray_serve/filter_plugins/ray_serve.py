@@ -186,6 +186,19 @@ def ray_serve_operator_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "applications": applications}
 
 
+def ray_serve_previous(backups: Mapping[str, Mapping[str, Any]], current: Mapping[str, Any]) -> str:
+    """The newest of the backups (name -> configuration) that is another than ``current``; empty if there is none.
+
+    The last one is the same where a change was taken back.
+    """
+
+    def shape(config: Mapping[str, Any]) -> dict[str, Any]:
+        applications = _applications(ray_serve_operator_config(config))
+        return {str(app["name"]): {k: v for k, v in app.items() if v is not None} for app in applications}
+
+    return next((name for name in sorted(backups, reverse=True) if shape(backups[name]) != shape(current)), "")
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
@@ -197,4 +210,5 @@ class FilterModule:
             "ray_serve_base_url": ray_serve_base_url,
             "completion_targets": completion_targets,
             "ray_serve_operator_config": ray_serve_operator_config,
+            "ray_serve_previous": ray_serve_previous,
         }

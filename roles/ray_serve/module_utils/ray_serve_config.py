@@ -238,6 +238,26 @@ def sized(app: App, counts: dict[str, int]) -> App:
     return with_entries(app, changes) if changes else app
 
 
+def held(app: App, counts: dict[str, int]) -> App:
+    """``app`` that starts with no more replicas than ``counts`` (deployment -> replicas) says.
+
+    Serve stops no old replica while there are fewer than wanted, so in place without room it would wait for ever for
+    more: they are added when the old ones are gone.
+    """
+    changes: dict[str, dict[str, Any]] = {}
+    for name, entry in entries(app).items():
+        first, _ = bounds(entry, 1)
+        have, scaling = max(counts.get(name, first), 1), entry.get("autoscaling_config")
+        if have >= first:
+            continue
+        if isinstance(scaling, dict) or entry.get("num_replicas") == "auto":
+            base = {**AUTO, **(scaling or {})} if entry.get("num_replicas") == "auto" else dict(scaling or {})
+            changes[name] = {"autoscaling_config": {**base, "min_replicas": have, "initial_replicas": have}}
+        else:
+            changes[name] = {"num_replicas": have}
+    return with_entries(app, changes) if changes else app
+
+
 FIRST_KEYS = ("name", "route_prefix", "import_path")
 
 

@@ -16,6 +16,8 @@ from ansible.module_utils import ray_serve_ways as ways
 from ansible.module_utils.ray_serve_planner import App, Cluster, Step, Steps, make_steps
 
 Apps = dict[str, App]  # by running name
+# What never got a request is not to be waited for: Ray would wait as long for a replica that has no room to start.
+UNSERVED_SHUTDOWN_SECONDS = 20  # Serve's default
 
 
 class Plan:
@@ -110,29 +112,34 @@ class Plan:
         swaps: list[tuple[str, str, str]] = []
         gone: list[str] = []
         final_specs: Apps = {}
+        switched: Apps = {}
         for name, step in steps.items():
             action, live, following = step["action"], step["live"], step["next"]
             if action == "remove":
                 gone += [n for n in (name, name + conf.GREEN) if n in start]  # both of an interrupted change
                 continue
             app = self.dressed(name, step)
+            unserved = self.dressed(name, step, UNSERVED_SHUTDOWN_SECONDS)
             if action == "replace" and step["way"] == "blue_green":
-                candidate = conf.sized(app, step["counts"])
-                start[following] = conf.placed(candidate, following, conf.hidden_route(following))
+                start[following] = conf.placed(
+                    conf.sized(unserved, step["counts"]), following, conf.hidden_route(following)
+                )
+                switched[following] = conf.sized(app, step["counts"])
                 swaps.append((name, live, following))
             elif action == "finish":
                 app = self.cluster.apps[live]
                 if step["spare"] in start:
                     gone.append(step["spare"])
             else:
-                start[following] = conf.placed(app, following, conf.route_of(app))
+                first = unserved if action == "add" else conf.held(app, step["counts"]) if step.get("way") else app
+                start[following] = conf.placed(first, following, conf.route_of(app))
                 if step.get("spare") in start:
                     gone.append(step["spare"])
             final_specs[following] = conf.placed(app, following, conf.route_of(self.wanted[name]))
             ask.append(following)
         switch = dict(start)
         for name, live, following in swaps:
-            switch[following] = conf.placed(switch[following], following, conf.route_of(self.wanted[name]))
+            switch[following] = conf.placed(switched[following], following, conf.route_of(self.wanted[name]))
             switch[live] = conf.placed(switch[live], live, conf.hidden_route(live))
             gone.append(live)
         final = {n: final_specs.get(n, app) for n, app in switch.items() if n not in gone}
@@ -174,9 +181,11 @@ class Plan:
         }
         return conf.with_entries(self.cluster.apps[name], changes) if changes else self.cluster.apps[name]
 
-    def dressed(self, name: str, step: Step) -> App:
+    def dressed(self, name: str, step: Step, drain_seconds: int | None = None) -> App:
         """The wanted application with what the role adds to `deployments:`, never over what the operator wrote."""
         app, seconds = self.wanted[name], self.options.get("drain_seconds")
+        if seconds and drain_seconds:
+            seconds = min(seconds, drain_seconds)
         live = self.cluster.deployments(step["live"])
         stated = conf.entries(app)
         changes: dict[str, dict[str, Any]] = {}

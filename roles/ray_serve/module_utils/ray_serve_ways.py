@@ -22,16 +22,18 @@ WAYS = (*AUTOMATIC, "queue")
 def new_replicas(app: App, needs: dict[str, Any], cluster: Cluster, live: str | None) -> dict[str, dict[str, Any]]:
     """Deployment -> {replica, first, count} of ``app``: how many it starts with, and how many beside or after ``live``.
 
-    ``needs`` is what the judge saw when it built the application; where it could not, what runs now is taken.
+    ``needs`` is what the judge saw when it built the application; where it could not, what runs now is taken, and of
+    what does not run what `deployments:` says.
     """
     have = cluster.replicas(live)
     found = {}
-    for name in needs or have:
+    for name in needs or have or conf.entries(app):
         entry = conf.entries(app).get(name, {})
-        need = needs.get(name) or {**(cluster.deployments(live)[name].get("deployment_config") or {}), "replicas": 1}
+        runs = (cluster.deployments(live).get(name) or {}).get("deployment_config") or {}
+        need = needs.get(name) or {**runs, "replicas": 1}
         first, most = conf.bounds(entry, int(need.get("replicas") or 0))
         replica = room.replica_of({**need, **{key: value for key, value in entry.items() if value is not None}})
-        if not needs and have[name] and not conf.TAKES.intersection(entry):
+        if not needs and have.get(name) and not conf.TAKES.intersection(entry):
             replica = {key: have[name][0][key] for key in replica}  # its placement group too
         found[name] = {"replica": replica, "first": first, "count": max(first, min(len(have.get(name, [])), most))}
     return found
