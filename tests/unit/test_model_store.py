@@ -124,7 +124,9 @@ def test_models_that_a_configuration_names() -> None:
     config = {"applications": [{"args": {"llm_configs": [{"source": f"{ROOT}/m/2"}], "x": [f"{ROOT}/n/1/sub", 3]}}]}
     assert model_store.model_store_named(config, ROOT) == [f"{ROOT}/m/2", f"{ROOT}/n/1"]
     assert model_store.model_store_named({"a": "/srv/models/m/1", "b": f"{ROOT}/m"}, ROOT) == []
-    assert model_store.model_store_of_host([f"{ROOT}/m/2", f"{ROOT}/n/1"], ROOT, [{"name": "m"}]) == [f"{ROOT}/m/2"]
+    paths, m, n = [f"{ROOT}/m/2", f"{ROOT}/n/1"], [{"name": "m"}], [{"name": "n"}]
+    assert model_store.model_store_of_host(paths, ROOT, m, [m, n]) == [f"{ROOT}/m/2"]
+    assert model_store.model_store_of_host(paths, ROOT, m, [m, m]) == paths, "n is of an inventory of before"
 
 
 @pytest.mark.parametrize(

@@ -404,3 +404,13 @@ def test_in_place_more_replicas_come_when_the_old_ones_are_gone(
     (wave,) = made.waves
     assert {k: v for k, v in conf.entries(wave["start"][0])["Own"].items() if k in started} == started
     assert {k: v for k, v in conf.entries(wave["final"][0])["Own"].items() if k in after} == after
+
+
+def test_what_was_changed_in_place_is_taken_back_in_the_same_way() -> None:
+    """Once the way back from a surge stopped the ingress before it started the old one: 12 s without an answer."""
+    made = plan([llm("/models/m/2", replicas=2)], runs(llm(replicas=2), 2), [1, 0], drain_seconds=600)
+    (app,) = made.back()
+    surges = {name: entry.get("max_surge_percent") for name, entry in conf.entries(app).items()}
+    assert surges == {MODEL: 50, conf.INGRESS: 100} and made.steps["chat"]["way"] == "surge"
+    assert conf.code_of(app) == conf.code_of(conf.lifted(llm(replicas=2))[0])
+    assert plan([CHANGED], runs(llm()), [1]).back() == [conf.lifted(llm())[0]], "beside it nothing is touched"

@@ -42,19 +42,17 @@ class Load:
         self.file = f"{FOLDER}/{name}.jsonl"
         self.records: list[dict[str, Any]] = []
         self.window = (0.0, 0.0)  # of the change that it met
-        self.runs = False
+        self.runs = self.witnessed = False
 
-    def start(
-        self, rate: float = 10, path: str = "/v1/chat/completions", port: int = 8000, at: str = "head", more: str = ""
-    ) -> None:
+    def start(self, rate: float = 10, port: int = 8000, at: str = "head", tokens: int = 12) -> None:
         """Send ``rate`` requests each second to a host's Serve proxy, or, port 8080 of edge, to the gateway."""
         # By address: the names' server of the containers' network pauses when a container goes.
         address = host_of(at).ansible.get_variables()["ansible_host"]
         locust = f"{ROOT}/env/bin/locust -f {ROOT}/locustfile.py"
         options = (
-            f"--headless --only-summary --host http://{address}:{port} --path {path} --model chat --rate {rate} "
-            f"--max-tokens 12 --stall-seconds {STALL_SECONDS} --timeout-seconds 60 --warm-up-requests 3 "
-            f"--run-time 900s --requests-file {self.file} {more}"
+            f"--headless --only-summary --host http://{address}:{port} --model chat --rate {rate} "
+            f"--max-tokens {tokens} --stall-seconds {STALL_SECONDS} --timeout-seconds 60 --warm-up-requests 3 "
+            f"--run-time 900s --requests-file {self.file}"
         )
         self.client.check_output(f"mkdir -p {FOLDER} && chown nobody {FOLDER} && rm -f {self.file}")
         unit = f"systemd-run --quiet --collect --uid nobody --property TimeoutStopSec=80 --unit {self.unit}"
@@ -71,9 +69,9 @@ class Load:
             assert time.monotonic() < deadline, self.client.run(f"journalctl -u {self.unit} -n 30").stdout
             time.sleep(0.5)
 
-    def end(self) -> None:
+    def end(self, least: int = MIN_REQUESTS) -> None:
         """Let it reach its number, stop it, and read what it met."""
-        self.wait_for(max(MIN_REQUESTS, self.count() + 20))
+        self.wait_for(max(least, self.count() + 20))
         self.client.check_output(f"systemctl stop {self.unit}")
         self.runs = False
         self.records = [json.loads(line) for line in self.client.check_output(f"cat {self.file}").splitlines()]
@@ -86,9 +84,12 @@ class Load:
         return {str(r["fingerprint"]) for r in self.records if r["fingerprint"]}
 
     def overlap(self) -> int:
-        """Requests in flight while old and new revision both answered, give or take a second; else during the run."""
+        """Requests in flight while old and new were there together, give or take a second.
+
+        As a witness saw it; else by what answered, where that differs; else while the run lasted.
+        """
         begin, end = self.window
-        if len(self.prints()) > 1:
+        if len(self.prints()) > 1 and not self.witnessed:
             first = {p: min(r["scheduled"] for r in self.records if r["fingerprint"] == p) for p in self.prints()}
             last = {
                 p: max(r["scheduled"] + r["seconds"] for r in self.records if r["fingerprint"] == p)
@@ -112,11 +113,11 @@ class Load:
     def failures(self) -> list[tuple[float, str, str]]:
         return [(r["scheduled"], r["failure"], r["error"]) for r in self.records if r["failure"]]
 
-    def proven(self) -> None:
+    def proven(self, least: int = MIN_REQUESTS) -> None:
         """No request failed, there were enough of them, and enough met the change."""
         found = self.summary()
         assert not self.failures(), (self.failures()[:5], found)
-        assert found["requests"] >= MIN_REQUESTS and found["overlap"] >= MIN_OVERLAP, found
+        assert found["requests"] >= least and found["overlap"] >= MIN_OVERLAP, found
         assert found["streaming"] >= 0.4 * found["requests"], found
 
 
@@ -152,6 +153,11 @@ class Trial:
     def running(self) -> dict[str, str]:
         """Application -> status."""
         return {name: app["status"] for name, app in self.rest("/api/serve/applications/")["applications"].items()}
+
+    def deployed(self) -> dict[str, float]:
+        """Application -> when it was deployed the last time."""
+        applications = self.rest("/api/serve/applications/")["applications"]
+        return {name: app["last_deployed_time_s"] for name, app in applications.items()}
 
     def replicas(self, application: str) -> list[dict[str, Any]]:
         deployments = self.rest("/api/serve/applications/")["applications"][application]["deployments"].values()
@@ -216,7 +222,7 @@ class Witness(threading.Thread):
         old, new = self.seen[0][1], self.seen[-1][1] - self.seen[0][1]
         begin = next((at for at, running, _ in self.seen if running & new), 0.0)
         end = max((at for at, _, there in self.seen if there & (old - self.seen[-1][1])), default=0.0)
-        self.trial.load.window = (begin - 1, end + 1)
+        self.trial.load.window, self.trial.load.witnessed = (begin - 1, end + 1), True
 
 
 def until(condition: Callable[[], bool], seconds: float = 150) -> None:

@@ -8,17 +8,17 @@ import pytest
 testinfra_hosts = ["ansible://head?sudo=true"]
 UNITS = ("raymetal.service",)
 MODELS, TRIAL = "/opt/raymetal/models", "/opt/raymetal/trial"
-RATE = 2  # of two cores that also start engines
-QUESTION = {
-    "model": "chat",
-    "max_tokens": 12,
-    "messages": [{"role": "user", "content": "What is the capital of France?"}],
-}
+FEW = 60  # requests, where what is shown is that the old one serves on
+LIGHT = {"rate": 3, "tokens": 2}  # the engine that serves shares two cores with the one that starts
+# The hosts share the machine's cores: by itself each engine would bind its threads to the first one.
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+ASKED = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION = {"model": "chat", "temperature": 0, "max_tokens": 12, "messages": ASKED}
 
 
 @pytest.fixture(scope="module")
 def revisions(named):
-    """In the shared volume: a revision whose chat template says more, and one of the right shape with wrong weights."""
+    """In the shared volume: a revision whose chat template is longer, and one of the right shape with wrong weights."""
     head = named("head")
     head.check_output(
         f"rm -rf {TRIAL} {MODELS}/chat && mkdir -p {TRIAL} "
@@ -29,7 +29,7 @@ import os, pathlib
 template = pathlib.Path("/opt/raymetal/trial/2/chat_template.jinja")
 text = template.read_text()
 assert "named SmolLM," in text
-template.write_text(text.replace("named SmolLM,", "named SmolLM the second,"))
+template.write_text(text.replace("named SmolLM,", "named SmolLM2,"))
 weights = open("/opt/raymetal/trial/garbage/model.safetensors", "r+b")
 size = weights.seek(0, os.SEEK_END)
 for start in range(size // 4, size, 1 << 20):  # the header, and what comes first, stay
@@ -47,7 +47,7 @@ def llm(source, **engine):
         "model_loading_config": {"model_id": "chat", "model_source": source},
         "placement_group_config": {"bundles": [{"CPU": 1}]},
         "engine_kwargs": {"max_model_len": 512, "dtype": "bfloat16", "enforce_eager": True, **engine},
-        "runtime_env": {"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}},
+        "runtime_env": {"env_vars": ENVIRONMENT},
     }
     entry = {"name": "LLMServer:chat", "autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}
     app = {"name": "chat", "route_prefix": "/", "import_path": "ray.serve.llm:build_openai_app"}
@@ -101,7 +101,7 @@ def test_the_engine_takes_over_from_the_stand_in(trial, revisions, config, ask):
 
 def test_engine_surge(trial, load, witness, config, ask, said):
     """A changed engine argument, in place: the running engine says so."""
-    load.start(rate=RATE)
+    load.start(**LIGHT)
     with witness:
         result = trial.run(config(f"{MODELS}/smollm2/1", max_model_len=256), ray_serve_way="surge")
     load.end()
@@ -115,7 +115,7 @@ def test_engine_surge(trial, load, witness, config, ask, said):
 
 def test_engine_blue_green_to_a_new_revision(trial, load, witness, revisions, config, ask, said):
     before = prompt_tokens(ask)
-    load.start(rate=RATE)
+    load.start(**LIGHT)
     with witness:
         result = trial.run(config(f"{MODELS}/chat/2", max_model_len=256), tags="upgrade", **models("2"))
     load.end()
@@ -127,12 +127,12 @@ def test_engine_blue_green_to_a_new_revision(trial, load, witness, revisions, co
 
 def test_weights_of_the_right_shape_that_answer_nonsense(trial, load, config, ask, said):
     before = prompt_tokens(ask)
-    load.start(rate=RATE)
+    load.start(**LIGHT)
     result = trial.run(config(f"{MODELS}/chat/garbage", max_model_len=256), tags="upgrade", **models("garbage"))
-    load.end()
+    load.end(FEW)
     assert result.returncode != 0, result.stdout[-4000:]
     assert "the answer does not contain 'Paris'" in said(result) and "serves again" in said(result)
-    load.proven()
+    load.proven(FEW)
     assert prompt_tokens(ask) == before
 
 
@@ -141,18 +141,18 @@ def test_weights_that_are_cut_short_never_get_so_far(trial, named, revisions, sa
     head.check_output(f"cp -r {TRIAL}/2 {TRIAL}/short && truncate -s -1000 {TRIAL}/short/model.safetensors")
     config = copy.deepcopy(trial.base())
     config["applications"] = [llm(f"{MODELS}/chat/short", max_model_len=256)]
-    before = trial.rest("/api/serve/applications/")["applications"]["chat"]["last_deployed_time_s"]
+    before = trial.deployed()
     result = trial.run(config, tags="upgrade", **models("short"))
     assert result.returncode != 0 and "it is cut short or corrupt" in said(result), result.stdout[-3000:]
-    assert trial.rest("/api/serve/applications/")["applications"]["chat"]["last_deployed_time_s"] == before
+    assert trial.deployed() == before
 
 
 def test_an_engine_argument_that_crashes_at_start(trial, load, config, ask, said):
     before = prompt_tokens(ask)
-    load.start(rate=RATE)
-    result = trial.run(config(f"{MODELS}/chat/2", max_model_len=1000000))
-    load.end()
+    load.start(**LIGHT)
+    result = trial.run(config(f"{MODELS}/smollm2/1", max_model_len=1000000))
+    load.end(FEW)
     assert result.returncode != 0, result.stdout[-4000:]
     assert "max_model_len" in said(result) and "serves again" in said(result), result.stdout[-4000:]
-    load.proven()
+    load.proven(FEW)
     assert prompt_tokens(ask) == before

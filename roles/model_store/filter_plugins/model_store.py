@@ -75,10 +75,16 @@ def model_store_named(config: Any, root: str) -> list[str]:
     return [found[0]] if found else []
 
 
-def model_store_of_host(paths: list[str], root: str, models: list[dict[str, Any]]) -> list[str]:
-    """Of the model directories those of models that this host is to hold, in whatever revision."""
-    names = {f"{root.rstrip('/')}/{model['name']}" for model in models}
-    return [path for path in paths if path.rpartition("/")[0] in names]
+def model_store_of_host(
+    paths: list[str], root: str, models: list[dict[str, Any]], everywhere: list[list[dict[str, Any]]]
+) -> list[str]:
+    """Of the model directories those that must be on a host, in whatever revision.
+
+    Those of its own ``models``, and those of models that no host (``everywhere``: the models of each) names any more.
+    """
+    own, *all_of_them = ({f"{root.rstrip('/')}/{m['name']}" for m in found} for found in (models, *everywhere))
+    known = own.union(*all_of_them)
+    return [path for path in paths if path.rpartition("/")[0] in own or path.rpartition("/")[0] not in known]
 
 
 def model_store_removable(manifests: list[dict[str, Any]], needed: list[str], keep: int) -> list[str]:

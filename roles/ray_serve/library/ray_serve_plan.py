@@ -119,6 +119,10 @@ before:
   description: The configuration as it runs now.
   type: dict
   returned: always
+back:
+  description: The same as it is to be pushed if the change is taken back.
+  type: dict
+  returned: always
 begun:
   description: The interrupted change that this one finishes or replaces, if there is one.
   type: dict
@@ -278,6 +282,7 @@ def make(module: AnsibleModule, serve: Serve) -> dict[str, Any]:
         "names": plan.names(),
         "live": live,
         "before": {**rest, "applications": list(cluster.apps.values())},
+        "back": {**rest, "applications": plan.back()},
         "begun": begun,
         "nodes": [node["node_id"] for node in nodes if node.get("state") == "ALIVE"],
         "proxies": proxy_addresses(running),

@@ -198,6 +198,16 @@ class Plan:
                 changes[deployment] = options
         return conf.with_entries(app, changes) if changes else app
 
+    def back(self) -> list[App]:
+        """What runs now, as it is to be pushed if the change is taken back: in the way that the change was made."""
+        apps = dict(self.cluster.apps)
+        for step in self.steps.values():
+            if step.get("way") in ("surge", "roll"):
+                live, percents = step["live"], step["percents"]
+                changes = {deployment: {"max_surge_percent": percent} for deployment, percent in percents.items()}
+                apps[live] = conf.with_entries(self._drained(live), changes)
+        return list(apps.values())
+
     def names(self) -> dict[str, str]:
         """The mapping: operator's name -> the name that runs at the end."""
         return {name: str(step["next"]) for name, step in self.steps.items() if step["next"]}
