@@ -414,3 +414,12 @@ def test_what_was_changed_in_place_is_taken_back_in_the_same_way() -> None:
     assert surges == {MODEL: 50, conf.INGRESS: 100} and made.steps["chat"]["way"] == "surge"
     assert conf.code_of(app) == conf.code_of(conf.lifted(llm(replicas=2))[0])
     assert plan([CHANGED], runs(llm()), [1]).back() == [conf.lifted(llm())[0]], "beside it nothing is touched"
+
+
+def test_other_code_has_deployments_of_its_own() -> None:
+    """Once it was given those of the code that ran, and Ray refused it."""
+    own = {"name": "chat", "route_prefix": "/", "import_path": "m:build", "deployments": [{"name": "Own"}]}
+    made = plan([own], runs(llm()), [1], {"chat": {}}, drain_seconds=600)
+    assert made.steps["chat"]["way"] == "blue_green"
+    (app,) = made.waves[0]["final"]
+    assert conf.entries(app) == {"Own": {"name": "Own", "graceful_shutdown_timeout_s": 600}}

@@ -30,6 +30,10 @@ class Cluster:
         self.apps: dict[str, App] = {name: app["deployed_app_config"] for name, app in self.details.items()}
         self.free, self.groups = free, groups
 
+    def made_alike(self, name: str | None, app: App) -> bool:
+        """Whether what runs comes from the same code as ``app``: it can tell of deployments that no judge has seen."""
+        return (self.apps.get(name or "") or {}).get("import_path") == app.get("import_path")
+
     def deployments(self, name: str | None) -> dict[str, dict[str, Any]]:
         return (self.details.get(name or "") or {}).get("deployments") or {}
 

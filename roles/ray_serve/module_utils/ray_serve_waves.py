@@ -186,10 +186,10 @@ class Plan:
         app, seconds = self.wanted[name], self.options.get("drain_seconds")
         if seconds and drain_seconds:
             seconds = min(seconds, drain_seconds)
-        live = self.cluster.deployments(step["live"])
+        alike = self.cluster.made_alike(step["live"], app)
         stated = conf.entries(app)
         changes: dict[str, dict[str, Any]] = {}
-        for deployment in self.needs.get(name) or (live if step["action"] != "add" else {}):
+        for deployment in self.needs.get(name) or (self.cluster.deployments(step["live"]) if alike else stated):
             own: dict[str, Any] = {"graceful_shutdown_timeout_s": seconds} if seconds else {}
             if step.get("way") in ("surge", "roll"):
                 own["max_surge_percent"] = step["percents"].get(deployment, 0)

@@ -25,15 +25,15 @@ def new_replicas(app: App, needs: dict[str, Any], cluster: Cluster, live: str | 
     ``needs`` is what the judge saw when it built the application; where it could not, what runs now is taken, and of
     what does not run what `deployments:` says.
     """
-    have = cluster.replicas(live)
+    have, alike = cluster.replicas(live), cluster.made_alike(live, app)
     found = {}
-    for name in needs or have or conf.entries(app):
+    for name in needs or (have if alike else conf.entries(app)):
         entry = conf.entries(app).get(name, {})
-        runs = (cluster.deployments(live).get(name) or {}).get("deployment_config") or {}
+        runs = (cluster.deployments(live)[name].get("deployment_config") or {}) if alike and name in have else {}
         need = needs.get(name) or {**runs, "replicas": 1}
         first, most = conf.bounds(entry, int(need.get("replicas") or 0))
         replica = room.replica_of({**need, **{key: value for key, value in entry.items() if value is not None}})
-        if not needs and have.get(name) and not conf.TAKES.intersection(entry):
+        if not needs and alike and have.get(name) and not conf.TAKES.intersection(entry):
             replica = {key: have[name][0][key] for key in replica}  # its placement group too
         found[name] = {"replica": replica, "first": first, "count": max(first, min(len(have.get(name, [])), most))}
     return found
