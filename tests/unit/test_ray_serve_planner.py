@@ -423,3 +423,9 @@ def test_other_code_has_deployments_of_its_own() -> None:
     assert made.steps["chat"]["way"] == "blue_green"
     (app,) = made.waves[0]["final"]
     assert conf.entries(app) == {"Own": {"name": "Own", "graceful_shutdown_timeout_s": 600}}
+
+
+def test_before_there_is_a_cluster_nothing_is_short() -> None:
+    """A dry run on empty hosts says what would be done; the room is not known."""
+    assert not plan([llm()], {}, []).problems
+    assert "short of" in plan([llm()], {}, [0]).problems[0]

@@ -249,7 +249,7 @@ def make(module: AnsibleModule, serve: Serve) -> dict[str, Any]:
         "seconds": state.get("seconds") or {},
         "drain_seconds": params["drain_seconds"],
     }
-    plan = Plan(params["config"], cluster, params["needs"] if cluster.free else {}, options)
+    plan = Plan(params["config"], cluster, params["needs"], options)
     problems = list(plan.problems)
     if fixed := fixed_options(params["config"], running):
         do = "change it back, or accept an outage: `serve shutdown -y` on the head, then run the playbook again"

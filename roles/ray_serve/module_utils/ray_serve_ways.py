@@ -133,4 +133,5 @@ def grow(step: Step, app: App, cluster: Cluster, needs: dict[str, Any], free: ro
     left, short = room.after(free, flat(missing))
     step["gpus_before"] = cluster.gpus(step["live"])
     step["gpus_peak"] = step["gpus_before"] + room.gpus(flat(missing))
-    return (free, room.words(short)) if short else (left, "")
+    known = bool(cluster.free)  # not in a dry run before the cluster is started
+    return (free, room.words(short)) if short and known else (left, "")
