@@ -19,6 +19,13 @@ from testinfra.host import Host
 JOURNAL_LINES = 60
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Leave what is marked ``soak`` to `make soak`, which sets RAYMETAL_SOAK."""
+    config.addinivalue_line("markers", "soak: too long for `make test`; runs in `make soak`")
+    if not os.environ.get("RAYMETAL_SOAK"):
+        config.option.markexpr = "not soak"
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, Result[pytest.TestReport], None]:
     """Add the journals of the module's ``UNITS`` to the report of a failed test."""

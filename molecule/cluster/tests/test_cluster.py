@@ -15,11 +15,11 @@ QUESTION = {
 }
 
 
-def ask(host, path, body=None):
-    """Asked from the controller, of this host's own proxy."""
+def ask(host, path, body=None, port=8000):
+    """Asked from the controller, of this host's own proxy, or of another port."""
     address = host.ansible.get_variables()["ansible_host"]
     data = json.dumps(body).encode() if body else None
-    request = urllib.request.Request(f"http://{address}:8000{path}", data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(f"http://{address}:{port}{path}", data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as answer:
         return answer.read().decode()
 
@@ -36,6 +36,13 @@ def test_every_proxy_lists_the_model(host):
 def test_every_proxy_gives_a_real_completion(host):
     answer = json.loads(ask(host, "/v1/chat/completions", QUESTION))
     assert "Paris" in answer["choices"][0]["message"]["content"]
+
+
+def test_the_gateway_asks_the_nodes(host):
+    on_head(host)
+    assert "Paris" in ask(host, "/v1/chat/completions", QUESTION, port=8080)
+    nodes = host.check_output("/etc/raymetal/gateway/gatewayctl nodes")
+    assert all(name in nodes for name in ("head", "worker1", "worker2")), nodes
 
 
 def test_every_proxy_streams(host):

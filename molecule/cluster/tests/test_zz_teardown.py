@@ -31,11 +31,17 @@ def test_teardown_leaves_nothing(host, playbook):
         result = playbook("teardown.yml", variables=TEARDOWN)
         assert result.returncode == 0, result.stdout[-4000:]
         print(f"teardown took {time.monotonic() - started:.0f} s")
-    assert host.run("ps -eo args | grep -E '[r]aylet|[r]ay::|[V]LLM|[g]cs_server'").stdout == ""
+    assert host.run("ps -eo args | grep -E '[r]aylet|[r]ay::|[V]LLM|[g]cs_server|[h]aproxy'").stdout == ""
     listening = host.check_output("ss -ltnH | awk '{print $4}' | sed 's/.*://' | sort -u").split()
     assert set(listening) <= {"22", "53"}, listening
     assert not host.user("raymetal").exists
-    for path in ("/etc/raymetal", "/var/lib/raymetal", "/etc/systemd/system/raymetal.service", "/srv/raymetal/env"):
+    for path in (
+        "/etc/raymetal",
+        "/var/lib/raymetal",
+        "/etc/systemd/system/raymetal.service",
+        "/srv/raymetal/env",
+        "/etc/systemd/system/raymetal-gateway.service",
+    ):
         assert not host.file(path).exists, path
     assert host.file("/srv/raymetal/models/smollm2/1/config.json").exists, "models stay unless asked for"
 

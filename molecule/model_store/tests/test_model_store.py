@@ -38,3 +38,49 @@ def test_what_an_interrupted_run_left_is_finished(host, apply_role):
     assert result.returncode == 0, result.stdout[-3000:]
     assert json.loads(host.file(f"{ROOT}/copied/3/config.json").content_string)["model_type"] == "llama"
     assert not host.file(f"{ROOT}/copied/3.partial").exists
+
+
+def test_each_model_has_a_manifest_of_every_file(host):
+    manifest = json.loads(host.file(f"{ROOT}/smollm2/1.manifest.json").content_string)
+    weights = manifest["files"]["model.safetensors"]
+    assert weights["sha256"] == host.check_output(f"sha256sum {ROOT}/smollm2/1/model.safetensors").split()[0]
+    assert set(manifest["files"]) == set(host.file(f"{ROOT}/smollm2/1").listdir())
+
+
+def test_a_changed_file_is_refused_and_a_hidden_change_is_found_by_verify(host, apply_role):
+    file = f"{ROOT}/copied/3/README.txt"
+    text = host.file(file).content_string
+    time = host.check_output(f"stat -c %y {file}")
+    host.run_expect([0], f"printf X | dd of={file} bs=1 conv=notrunc")
+    changed = apply_role("model_store", {})
+    assert changed.returncode != 0 and "README.txt" in changed.stdout, changed.stdout[-3000:]
+    host.run_expect([0], f"touch -d '{time}' {file}")
+    unread = apply_role("model_store", {})
+    read = apply_role("model_store", {"model_store_verify_full": True})
+    assert unread.returncode == 0, "size and time are those of before: not read again"
+    assert read.returncode != 0 and "README.txt" in read.stdout, read.stdout[-3000:]
+    host.run_expect([0], f"printf {text[0]} | dd of={file} bs=1 conv=notrunc && touch -d '{time}' {file}")
+    assert apply_role("model_store", {"model_store_verify_full": True}).returncode == 0
+
+
+def test_old_revisions_go_but_for_the_ones_to_keep_and_in_use(host, apply_role, playbook, tmp_path):
+    """Of revisions 3 (copied first) to 6, one old one stays, and one that a Serve configuration names."""
+    hostvars = host.ansible.get_variables()["model_store_models"]
+    model = next(model for model in hostvars if model["name"] == "copied")
+    for revision in ("4", "5", "6"):
+        staged = apply_role("model_store", {"model_store_models": [{**model, "revision": revision}]})
+        assert staged.returncode == 0, staged.stdout[-3000:]
+    prune = tmp_path / "prune.yml"
+    prune.write_text(
+        "- hosts: all\n  gather_facts: false\n  become: true\n  tasks:\n"
+        "    - ansible.builtin.import_role: {name: model_store, tasks_from: prune}\n"
+    )
+    wanted = {"model_store_models": [{**model, "revision": "6"}], "model_store_in_use": [f"{ROOT}/copied/3"]}
+    dry = playbook(prune, "--check", variables=wanted)
+    assert dry.returncode == 0 and host.file(f"{ROOT}/copied/4").exists, dry.stdout[-3000:]
+    done = playbook(prune, variables=wanted)
+    assert done.returncode == 0, done.stdout[-3000:]
+    left = sorted(name for name in host.file(f"{ROOT}/copied").listdir() if "." not in name)
+    assert left == ["3", "5", "6"]
+    assert not host.file(f"{ROOT}/copied/4.manifest.json").exists
+    assert host.file(f"{ROOT}/smollm2/1").exists, "the only revision of a model that is not named stays as an old one"

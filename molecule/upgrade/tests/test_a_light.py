@@ -102,6 +102,7 @@ def test_remove(trial, under_load):
     under_load(trial.config(), "second: remove", ray_serve_remove_applications=["second"])
 
 
+@pytest.mark.soak
 def test_rename(trial, under_load):
     config = trial.config()
     chat(config)["name"] = "renamed"
@@ -110,6 +111,7 @@ def test_rename(trial, under_load):
     settled(trial, trial.config())
 
 
+@pytest.mark.soak
 def test_canary(trial, under_load, load, said):
     """A share of the requests through the gateway goes to the candidate before the switch; all are answered."""
     config = trial.config(revision="5")

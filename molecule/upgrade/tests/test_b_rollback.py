@@ -37,6 +37,7 @@ def test_a_new_one_that_crashes_at_start(trial, fails):
     fails(new, "told to crash at start", "What served before serves again: chat")
 
 
+@pytest.mark.soak
 def test_a_new_one_that_crashes_in_place(trial, fails):
     new = trial.config(revision="crash", crash=True)
     fails(new, "told to crash at start", ray_serve_way="surge")
@@ -67,6 +68,7 @@ def test_a_new_one_that_fails_under_load(trial, load, fails):
     assert {r["fingerprint"] for r in load.records if r["failure"]} <= {"weak", "", None}
 
 
+@pytest.mark.soak
 def test_a_canary_that_fails_under_load_meets_its_share_only(trial, load, said):
     """The same with a canary of half of the requests: the switch never comes."""
     before = trial.options()
@@ -83,12 +85,13 @@ def test_a_canary_that_fails_under_load_meets_its_share_only(trial, load, said):
     assert last < load.records[-1]["scheduled"] - 1, "after the way back all is well"
 
 
+@pytest.mark.soak
 def test_a_new_one_that_is_slow_under_load(trial, fails):
     new = trial.config(revision="slow", slow_above=0)
     fails(new, "ms in the mean, before")
 
 
-@pytest.mark.parametrize("goes_on", [True, False], ids=["finished", "taken-back"])
+@pytest.mark.parametrize("goes_on", [True, pytest.param(False, marks=pytest.mark.soak)], ids=["finished", "taken-back"])
 def test_ansible_is_killed_in_the_middle(trial, load, said, changed, wait_until, tmp_path, goes_on):
     before = trial.options()
     new = trial.config(revision="after-kill" if goes_on else "never", start_seconds=15)
@@ -127,6 +130,7 @@ def test_back_to_one_that_is_not_there(trial, playbook, said):
     assert result.returncode != 0 and "has no configuration x. To do: name one of 20" in said(result)
 
 
+@pytest.mark.soak
 def test_a_host_is_lost_in_the_middle(trial, load, named, podman, wait_until, tmp_path):
     """The node of a candidate's replica goes: the old one serves on, and the run ends with the node's address."""
     address = named("worker2").ansible.get_variables()["ansible_host"]

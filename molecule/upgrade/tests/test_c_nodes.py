@@ -42,6 +42,7 @@ def test_a_changed_flag_goes_through_the_workers(trial, load, flags, said, chang
     assert again.returncode == 0 and changed(again) == {"0"}, again.stdout[-3000:]
 
 
+@pytest.mark.soak
 def test_without_room_the_replicas_of_one_node_end_and_the_others_serve(trial, load, flags, said):
     config = trial.config()
     config["applications"][0]["deployments"][0]["num_replicas"] = 4
@@ -83,6 +84,7 @@ def test_the_head_is_not_restarted_without_consent(trial, load, said):
     assert nodes(trial) == before
 
 
+@pytest.mark.soak
 def test_the_head_is_restarted_with_consent_and_all_serves_again(trial, load):
     before = nodes(trial)
     environment = {"PYTHONPATH": "/srv/applications", "RAY_metrics_report_interval_ms": "2000", "TRIAL": "1"}

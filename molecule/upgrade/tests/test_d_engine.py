@@ -99,6 +99,7 @@ def test_the_engine_takes_over_from_the_stand_in(trial, revisions, config, ask):
     assert prompt_tokens(ask) > 0
 
 
+@pytest.mark.soak
 def test_engine_surge(trial, load, witness, config, ask, said):
     """A changed engine argument, in place: the running engine says so."""
     load.start(**LIGHT)
@@ -125,6 +126,7 @@ def test_engine_blue_green_to_a_new_revision(trial, load, witness, revisions, co
     assert prompt_tokens(ask) > before, "the running engine has the template of the new revision"
 
 
+@pytest.mark.soak
 def test_weights_of_the_right_shape_that_answer_nonsense(trial, load, config, ask, said):
     before = prompt_tokens(ask)
     load.start(**LIGHT)
@@ -147,6 +149,7 @@ def test_weights_that_are_cut_short_never_get_so_far(trial, named, revisions, sa
     assert trial.deployed() == before
 
 
+@pytest.mark.soak
 def test_an_engine_argument_that_crashes_at_start(trial, load, config, ask, said):
     before = prompt_tokens(ask)
     load.start(**LIGHT)
