@@ -1,8 +1,11 @@
 """Each source ends as a directory that vLLM can load, complete or not there."""
 
 import json
+import os
+from pathlib import Path
 
 ROOT = "/opt/raymetal/models"
+PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 
 
 def test_the_package_became_a_model_directory(host):
@@ -63,18 +66,14 @@ def test_a_changed_file_is_refused_and_a_hidden_change_is_found_by_verify(host, 
     assert apply_role("model_store", {"model_store_verify_full": True}).returncode == 0
 
 
-def test_old_revisions_go_but_for_the_ones_to_keep_and_in_use(host, apply_role, playbook, tmp_path):
+def test_old_revisions_go_but_for_the_ones_to_keep_and_in_use(host, apply_role, playbook):
     """Of revisions 3 (copied first) to 6, one old one stays, and one that a Serve configuration names."""
     hostvars = host.ansible.get_variables()["model_store_models"]
     model = next(model for model in hostvars if model["name"] == "copied")
     for revision in ("4", "5", "6"):
         staged = apply_role("model_store", {"model_store_models": [{**model, "revision": revision}]})
         assert staged.returncode == 0, staged.stdout[-3000:]
-    prune = tmp_path / "prune.yml"
-    prune.write_text(
-        "- hosts: all\n  gather_facts: false\n  become: true\n  tasks:\n"
-        "    - ansible.builtin.import_role: {name: model_store, tasks_from: prune}\n"
-    )
+    prune = PROJECT / "molecule/model_store/prune.yml"
     wanted = {"model_store_models": [{**model, "revision": "6"}], "model_store_in_use": [f"{ROOT}/copied/3"]}
     dry = playbook(prune, "--check", variables=wanted)
     assert dry.returncode == 0 and host.file(f"{ROOT}/copied/4").exists, dry.stdout[-3000:]
