@@ -100,76 +100,89 @@ class Plan:
         return f"{seconds:.0f} s the last time" if seconds else "not measured yet on this cluster"
 
     def _wave(self, steps: Steps) -> None:
-        prepare, changed = dict(self.now), False
-        for step in steps.values():
-            live = step["live"]
-            if step["action"] in ("replace", "remove", "finish") and live:
-                leaving = step.get("spare") if step["action"] == "finish" else live
-                if leaving and (drained := self._drained(leaving)) != prepare[leaving]:
-                    prepare[leaving] = drained
-                    changed = changed or step.get("way") in ("surge", "roll", "queue")
-        start, ask = dict(prepare), []
-        swaps: list[tuple[str, str, str]] = []
+        prepare, drains = self._prepared(steps)
+        start = dict(prepare)
+        final: Apps = {}
         gone: list[str] = []
-        final_specs: Apps = {}
-        switched: Apps = {}
         for name, step in steps.items():
-            action, live, following = step["action"], step["live"], step["next"]
-            if action == "remove":
+            live, following, spare = step["live"], step["next"], step.get("spare")
+            if step["action"] == "remove":
                 gone += [n for n in (name, name + conf.GREEN) if n in start]  # both of an interrupted change
                 continue
-            app = self.dressed(name, step)
-            unserved = self.dressed(name, step, UNSERVED_SHUTDOWN_SECONDS)
-            if action == "replace" and step["way"] == "blue_green":
-                start[following] = conf.placed(
-                    conf.sized(unserved, step["counts"]), following, conf.hidden_route(following)
-                )
-                switched[following] = conf.sized(app, step["counts"])
-                swaps.append((name, live, following))
-            elif action == "finish":
-                app = self.cluster.apps[live]
-                if step["spare"] in start:
-                    gone.append(step["spare"])
-            else:
-                first = unserved if action == "add" else conf.held(app, step["counts"]) if step.get("way") else app
-                start[following] = conf.placed(first, following, conf.route_of(app))
-                if step.get("spare") in start:
-                    gone.append(step["spare"])
-            final_specs[following] = conf.placed(app, following, conf.route_of(self.wanted[name]))
-            ask.append(following)
-        switch = dict(start)
-        for name, live, following in swaps:
-            switch[following] = conf.placed(switched[following], following, conf.route_of(self.wanted[name]))
-            switch[live] = conf.placed(switch[live], live, conf.hidden_route(live))
-            gone.append(live)
-        final = {n: final_specs.get(n, app) for n, app in switch.items() if n not in gone}
-        routes = [conf.route_of(app) for app in start.values() if conf.route_of(app) and not conf.is_hidden(app)]
-        canary = [
-            {
-                "name": following,
-                "route": conf.route_of(self.now[live]),
-                "hidden_route": conf.hidden_route(following),
-                "other_routes": [route for route in routes if route != conf.route_of(self.now[live])],
-            }
-            for name, live, following in swaps
-            if not steps[name].get("only")  # another model id is another question
-        ]
+            app = self.cluster.apps[live] if step["action"] == "finish" else self.dressed(name, step)
+            final[following] = conf.placed(app, following, conf.route_of(self.wanted[name]))
+            if step.get("way") == "blue_green":
+                gone.append(live)
+            elif spare in start:
+                gone.append(spare)
+            if step["action"] != "finish":
+                start[following] = self._first(name, step, app)
+        swaps = {name: step for name, step in steps.items() if step.get("way") == "blue_green"}
+        switch = self._switched(start, swaps)
+        self.now = {name: final.get(name, app) for name, app in switch.items() if name not in gone}
         self.waves.append(
             {
                 "number": len(self.waves) + 1,
                 "applications": list(steps),
-                "prepare": list(prepare.values()) if changed else [],
+                "prepare": list(prepare.values()) if drains else [],
                 "start": list(start.values()),
                 "switch": list(switch.values()) if swaps else [],
-                "final": list(final.values()),
-                "ask": ask,
+                "final": list(self.now.values()),
+                "ask": list(final),
                 "gone": gone,
                 "before": {s["next"]: s["live"] for s in steps.values() if s["action"] == "replace"},
-                "canary": canary,
+                "canary": self._canaries(start, swaps),
                 "watched": [s["next"] for s in steps.values() if s["action"] in ("replace", "finish")],
             }
         )
-        self.now = final
+
+    def _prepared(self, steps: Steps) -> tuple[Apps, bool]:
+        """What serves, told to drain where it is to leave; and whether that needs a push of its own, as in place."""
+        found, in_place = dict(self.now), False
+        for step in steps.values():
+            leaving = step.get("spare") if step["action"] == "finish" else step["live"]
+            if not step["live"] or not leaving or step["action"] not in ("replace", "remove", "finish"):
+                continue
+            if (drained := self._drained(leaving)) != found[leaving]:
+                found[leaving] = drained
+                in_place = in_place or step.get("way") in ("surge", "roll", "queue")
+        return found, in_place
+
+    def _first(self, name: str, step: Step, app: App) -> App:
+        """An application as it is started: a candidate beside the old one, or in place with no more than has room."""
+        following, route = step["next"], conf.route_of(app)
+        unserved = self.dressed(name, step, UNSERVED_SHUTDOWN_SECONDS)
+        if step.get("way") == "blue_green":
+            return conf.placed(conf.sized(unserved, step["counts"]), following, conf.hidden_route(following))
+        if step.get("way"):
+            return conf.placed(conf.held(app, step["counts"]), following, route)
+        return conf.placed(unserved if step["action"] == "add" else app, following, route)
+
+    def _switched(self, start: Apps, swaps: Steps) -> Apps:
+        found = dict(start)
+        for name, step in swaps.items():
+            live, following = step["live"], step["next"]
+            app = conf.sized(self.dressed(name, step), step["counts"])
+            found[following] = conf.placed(app, following, conf.route_of(self.wanted[name]))
+            found[live] = conf.placed(found[live], live, conf.hidden_route(live))
+        return found
+
+    def _canaries(self, start: Apps, swaps: Steps) -> list[dict[str, Any]]:
+        """What a gateway must know of each candidate; not of one with another model id, which is another question."""
+        routes = [conf.route_of(app) for app in start.values() if conf.route_of(app) and not conf.is_hidden(app)]
+        found = []
+        for step in swaps.values():
+            if not step.get("only"):
+                route, candidate = conf.route_of(start[step["live"]]), step["next"]
+                found.append(
+                    {
+                        "name": candidate,
+                        "route": route,
+                        "hidden_route": conf.hidden_route(candidate),
+                        "other_routes": [other for other in routes if other != route],
+                    }
+                )
+        return found
 
     def _drained(self, name: str) -> App:
         """A running application whose replicas, once told to stop, may finish what they answer."""
