@@ -321,13 +321,13 @@ def test_the_way_back_gives_the_routes_first_and_removes_then(serve: Serve) -> N
     before = {"http_options": HTTP, "applications": [APP]}
     serve.push(APP)
     serve.push(
-        {**APP, "route_prefix": "/.raymetal/hello"}, GREEN, begin={"stage": "switch", "config": before}, ask=["hello"]
+        {**APP, "route_prefix": None}, GREEN, begin={"stage": "switch", "config": before}, ask=["hello"]
     )
     serve.puts.clear()
     result = serve.push(state="returned")
     assert result["returned_to"] == ["hello"] and "begun" not in serve.remembered()
     routes = [{app["name"]: app["route_prefix"] for app in put["applications"]} for put in serve.puts]
-    assert routes == [{"hello": "/hello", "hello--green": "/.raymetal/hello--green"}, {"hello": "/hello"}]
+    assert routes == [{"hello": "/hello", "hello--green": None}, {"hello": "/hello"}]
     assert serve.push(state="returned")["returned_to"] == [], "there is nothing to take back any more"
 
 

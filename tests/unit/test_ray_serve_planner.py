@@ -106,7 +106,7 @@ def test_replace_with_room_is_blue_green() -> None:
     assert (step["gpus_before"], step["gpus_peak"]) == (1, 2)
     (wave,) = made.waves
     assert names(wave["start"]) == {"chat": "/", "chat--green": "/.raymetal/chat--green"}
-    assert names(wave["switch"]) == {"chat": "/.raymetal/chat", "chat--green": "/"}
+    assert names(wave["switch"]) == {"chat": None, "chat--green": "/"}
     assert names(wave["final"]) == {"chat--green": "/"} and wave["gone"] == ["chat"]
     assert made.names() == {"chat": "chat--green"} and "restarts every engine" in "\n".join(made.lines())
 
@@ -253,7 +253,7 @@ def test_a_rename_is_add_then_remove_with_a_swap() -> None:
     assert made.steps["talk"]["way"] == "blue_green" and not made.problems
     (wave,) = made.waves
     assert names(wave["start"]) == {"chat": "/", "talk": "/.raymetal/talk"}
-    assert names(wave["switch"]) == {"chat": "/.raymetal/chat", "talk": "/"}
+    assert names(wave["switch"]) == {"chat": None, "talk": "/"}
     assert names(wave["final"]) == {"talk": "/"}
     assert "outage" in plan([renamed], runs(llm()), [1], way="surge").problems[0]
 

@@ -27,6 +27,10 @@ INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "inventory"
 RESULTS = PROJECT / ".cache/molecule/upgrade.json"
 QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
 WARMUP = {"path": "/v1/chat/completions", "body": {"model": "chat", **QUESTION}, "contains": "Paris"}
+# The engine that serves shares two cores with the one that starts.
+LIGHT = {"rate": 3, "tokens": 2}
+# The hosts share the machine's cores: by itself each engine would bind its threads to the first one.
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 Playbook = Callable[..., CompletedProcess[str]]
 
 
@@ -280,3 +284,27 @@ def said() -> Callable[[CompletedProcess[str]], str]:
 def changed() -> Callable[[CompletedProcess[str]], set[str]]:
     """Return a function that gives what the recap says of changes, host by host."""
     return lambda result: set(re.findall(r"changed=(\d+)", result.stdout))
+
+
+@pytest.fixture(scope="session")
+def light() -> dict[str, int]:
+    """What a load on an engine is started with."""
+    return LIGHT
+
+
+@pytest.fixture(scope="session")
+def llm() -> Callable[..., dict[str, Any]]:
+    """Return a function that gives an application of ray.serve.llm which serves a model named chat."""
+
+    def application(source: str, **engine: Any) -> dict[str, Any]:
+        model = {
+            "model_loading_config": {"model_id": "chat", "model_source": source},
+            "placement_group_config": {"bundles": [{"CPU": 1}]},
+            "engine_kwargs": {"max_model_len": 512, "dtype": "bfloat16", "enforce_eager": True, **engine},
+            "runtime_env": {"env_vars": ENVIRONMENT},
+        }
+        entry = {"name": "LLMServer:chat", "autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}
+        app = {"name": "chat", "route_prefix": "/", "import_path": "ray.serve.llm:build_openai_app"}
+        return {**app, "args": {"llm_configs": [model]}, "deployments": [entry]}
+
+    return application

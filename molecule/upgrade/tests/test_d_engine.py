@@ -9,9 +9,6 @@ testinfra_hosts = ["ansible://head?sudo=true"]
 UNITS = ("raymetal.service",)
 MODELS, TRIAL = "/opt/raymetal/models", "/opt/raymetal/trial"
 FEW = 60  # requests, where what is shown is that the old one serves on
-LIGHT = {"rate": 3, "tokens": 2}  # the engine that serves shares two cores with the one that starts
-# The hosts share the machine's cores: by itself each engine would bind its threads to the first one.
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 QUESTION = {"model": "chat", "temperature": 0, "max_tokens": 12, "messages": ASKED}
 
@@ -41,19 +38,6 @@ for start in range(size // 4, size, 1 << 20):  # the header, and what comes firs
     head.check_output(f"rm -rf {TRIAL} {MODELS}/chat")  # the volume is not the scenario's alone
 
 
-def llm(source, **engine):
-    """An application of ray.serve.llm that serves a model named chat."""
-    model = {
-        "model_loading_config": {"model_id": "chat", "model_source": source},
-        "placement_group_config": {"bundles": [{"CPU": 1}]},
-        "engine_kwargs": {"max_model_len": 512, "dtype": "bfloat16", "enforce_eager": True, **engine},
-        "runtime_env": {"env_vars": ENVIRONMENT},
-    }
-    entry = {"name": "LLMServer:chat", "autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}
-    app = {"name": "chat", "route_prefix": "/", "import_path": "ray.serve.llm:build_openai_app"}
-    return {**app, "args": {"llm_configs": [model]}, "deployments": [entry]}
-
-
 def models(revision):
     """The models of the inventory, with chat in a revision of /opt/raymetal/trial."""
     return {"model_store_models": [{"name": "chat", "revision": revision, "host_path": f"{TRIAL}/{revision}"}]}
@@ -77,7 +61,7 @@ def ask(trial):
 
 
 @pytest.fixture
-def config(trial):
+def config(trial, llm):
     """Return a function that gives a configuration with one application."""
 
     def of(source, **engine):
@@ -100,9 +84,9 @@ def test_the_engine_takes_over_from_the_stand_in(trial, revisions, config, ask):
 
 
 @pytest.mark.soak
-def test_engine_surge(trial, load, witness, config, ask, said):
+def test_engine_surge(trial, load, light, witness, config, ask, said):
     """A changed engine argument, in place: the running engine says so."""
-    load.start(**LIGHT)
+    load.start(**light)
     with witness:
         result = trial.run(config(f"{MODELS}/smollm2/1", max_model_len=256), ray_serve_way="surge")
     load.end()
@@ -114,9 +98,9 @@ def test_engine_surge(trial, load, witness, config, ask, said):
     assert status == 400 and "256" in json.dumps(answer), answer
 
 
-def test_engine_blue_green_to_a_new_revision(trial, load, witness, revisions, config, ask, said):
+def test_engine_blue_green_to_a_new_revision(trial, load, light, witness, revisions, config, ask, said):
     before = prompt_tokens(ask)
-    load.start(**LIGHT)
+    load.start(**light)
     with witness:
         result = trial.run(config(f"{MODELS}/chat/2", max_model_len=256), tags="upgrade", **models("2"))
     load.end()
@@ -127,9 +111,9 @@ def test_engine_blue_green_to_a_new_revision(trial, load, witness, revisions, co
 
 
 @pytest.mark.soak
-def test_weights_of_the_right_shape_that_answer_nonsense(trial, load, config, ask, said):
+def test_weights_of_the_right_shape_that_answer_nonsense(trial, load, light, config, ask, said):
     before = prompt_tokens(ask)
-    load.start(**LIGHT)
+    load.start(**light)
     result = trial.run(config(f"{MODELS}/chat/garbage", max_model_len=256), tags="upgrade", **models("garbage"))
     load.end(FEW)
     assert result.returncode != 0, result.stdout[-4000:]
@@ -138,7 +122,7 @@ def test_weights_of_the_right_shape_that_answer_nonsense(trial, load, config, as
     assert prompt_tokens(ask) == before
 
 
-def test_weights_that_are_cut_short_never_get_so_far(trial, named, revisions, said):
+def test_weights_that_are_cut_short_never_get_so_far(trial, named, revisions, llm, said):
     head = named("head")
     head.check_output(f"cp -r {TRIAL}/2 {TRIAL}/short && truncate -s -1000 {TRIAL}/short/model.safetensors")
     config = copy.deepcopy(trial.base())
@@ -150,9 +134,9 @@ def test_weights_that_are_cut_short_never_get_so_far(trial, named, revisions, sa
 
 
 @pytest.mark.soak
-def test_an_engine_argument_that_crashes_at_start(trial, load, config, ask, said):
+def test_an_engine_argument_that_crashes_at_start(trial, load, light, config, ask, said):
     before = prompt_tokens(ask)
-    load.start(**LIGHT)
+    load.start(**light)
     result = trial.run(config(f"{MODELS}/smollm2/1", max_model_len=1000000))
     load.end(FEW)
     assert result.returncode != 0, result.stdout[-4000:]

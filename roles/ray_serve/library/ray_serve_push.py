@@ -198,8 +198,7 @@ def back(params: dict[str, Any], serve: Serve, state: State) -> dict[str, Any]:
     old = [conf.name_of(app) for app in config["applications"]]
     here = serve.running().get("applications") or {}
     extra = {n: a["deployed_app_config"] for n, a in here.items() if n not in old and a.get("deployed_app_config")}
-    hidden = [conf.placed(app, name, conf.hidden_route(name)) for name, app in extra.items()]
-    serve.put({**config, "applications": [*config["applications"], *hidden]})
+    serve.put({**config, "applications": [*config["applications"], *map(conf.aside, extra.values())]})
     wait_running(serve, old, [], deadline, [])
     if extra:
         serve.put(config)

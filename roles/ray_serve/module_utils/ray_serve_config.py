@@ -71,8 +71,19 @@ def hidden_route(running_name: str) -> str:
     return HIDDEN + running_name
 
 
+def aside(app: App) -> App:
+    """``app`` as it leaves its route to another: without one.
+
+    Its replicas then answer what still reaches them. With a route of its own they would answer 404 until Ray's HAProxy,
+    in the throughput profile, has been told (ray/serve/_private/replica.py: _direct_ingress_asgi).
+    """
+    return placed(app, name_of(app), None if route_of(app) else hidden_route(name_of(app)))
+
+
 def is_hidden(app: App) -> bool:
-    return (route_of(app) or "").startswith(HIDDEN)
+    """Whether nobody finds it: a candidate, or one that was put aside."""
+    route = route_of(app)
+    return route is None or route.startswith(HIDDEN)
 
 
 def placed(app: App, running_name: str, route: str | None) -> App:

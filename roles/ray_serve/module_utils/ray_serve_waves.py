@@ -164,7 +164,7 @@ class Plan:
             live, following = step["live"], step["next"]
             app = conf.sized(self.dressed(name, step), step["counts"])
             found[following] = conf.placed(app, following, conf.route_of(self.wanted[name]))
-            found[live] = conf.placed(found[live], live, conf.hidden_route(live))
+            found[live] = conf.aside(found[live])
         return found
 
     def _canaries(self, start: Apps, swaps: Steps) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """How an application is replaced: which ways have room, and which one is taken. Pure functions.
 
-blue_green  a second copy on a hidden route, judged before it gets traffic, then an atomic swap of the routes
+blue_green  a second copy on a hidden route, judged before it gets traffic, then it takes the route over in one push
 surge       each replica is started before one is stopped
 roll        where nothing more has room: one replica after the other, of two or more
 queue       the only replica stops before its successor starts; requests wait: only when the operator says so
