@@ -97,7 +97,7 @@ def test_bare_server(host, measure):
         [0],
         f"systemd-run --quiet --unit bare --uid raymetal {settings} /opt/raymetal/env/current/bin/python -m "
         "vllm.entrypoints.openai.api_server --model /opt/raymetal/models/smollm2/1 --served-model-name smollm2 "
-        "--max-model-len 512 --dtype bfloat16 --enforce-eager --port 8001 --disable-log-requests",
+        "--max-model-len 512 --dtype bfloat16 --enforce-eager --port 8001",
     )
     deadline = time.monotonic() + 240
     while host.run("curl -sf -m 5 http://127.0.0.1:8001/v1/models").rc:
