@@ -59,9 +59,12 @@ def listed(head: Head, tmp_path: Path) -> Iterator[Any]:
     (tmp_path / "wrong").write_text("other\n")
     with http_server(head.answer) as url:
 
-        def run(node_id: str = "aa", token: str = "token", seconds: int = 0, **resources: float) -> dict[str, Any]:
+        def run(
+            node_id: str = "aa", token: str = "token", seconds: int = 0, required: bool = True, **resources: float
+        ) -> dict[str, Any]:
             path = str(tmp_path / token)
-            asked: dict[str, Any] = {"node_id": node_id, "resources": resources, "timeout_seconds": seconds}
+            asked: dict[str, Any] = {"node_id": node_id, "resources": resources, "required": required}
+            asked["timeout_seconds"] = seconds
             return run_module(MODULE, url=url, token_path=path, **asked)
 
         yield run
@@ -99,6 +102,22 @@ def test_a_wrong_token_is_told_without_waiting(head: Head, listed: Any) -> None:
     result = listed(token="wrong", seconds=60)
     assert result["failed"] and "answers 401" in result["msg"] and "To do: compare" in result["msg"]
     assert len(head.asked) == 1
+
+
+def test_a_moment_without_an_answer_says_nothing_about_the_node(head: Head, listed: Any) -> None:
+    """A node that serves must not be taken for one that is not listed."""
+    head.answers = [(500, []), (503, []), (200, [NODE])]
+    assert listed(seconds=20, required=False)["listed"]
+    head.answers = [(500, [])]
+    assert listed(required=False)["failed"]
+    head.answers = [(200, [DEAD])]
+    assert listed(required=False, seconds=20)["listed"] is False
+
+
+def test_a_head_that_does_not_run_lists_nobody(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret")
+    asked: dict[str, Any] = {"node_id": "aa", "timeout_seconds": 20, "url": "http://127.0.0.1:9", "required": False}
+    assert run_module(MODULE, token_path=str(tmp_path / "token"), **asked)["listed"] is False
 
 
 def test_nobody_answers(tmp_path: Path) -> None:

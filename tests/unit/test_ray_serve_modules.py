@@ -16,7 +16,8 @@ from ansible.module_utils import ray_serve_rest as rest
 from support import http_server, load, run_module
 
 PLAN, PUSH, WATCH = (f"roles/ray_serve/library/ray_serve_{name}.py" for name in ("plan", "push", "watch"))
-planning, watching = load(PLAN), load(WATCH)
+NODES = "roles/ray_serve/library/ray_serve_nodes.py"
+planning, watching, nodes = load(PLAN), load(WATCH), load(NODES)
 App = dict[str, Any]
 APP: App = {"name": "hello", "route_prefix": "/hello", "import_path": "m:app", "args": {"a": 1}}
 OTHER = {**APP, "name": "other", "route_prefix": "/other"}
@@ -161,9 +162,8 @@ class Serve:
     def push(self, *apps: App, check: bool = False, **params: Any) -> dict[str, Any]:
         config = {"http_options": HTTP, "applications": list(apps)}
         asked = [app["name"] for app in apps]
-        return run_module(
-            PUSH, check=check, **{**self.common(), "config": config, "ask": asked, "timeout_seconds": 20, **params}
-        )
+        common = {**self.common(), "config": config, "ask": asked, "run": "this", "timeout_seconds": 20}
+        return run_module(PUSH, check=check, **{**common, **params})
 
     def remembered(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.state_path.read_text())
@@ -241,7 +241,12 @@ def test_a_push_waits_asks_and_remembers(serve: Serve) -> None:
     first = serve.push(APP, begin={"stage": "start", "config": {"applications": []}, "steps": {"hello": "add"}})
     assert not first.get("failed") and len(serve.puts) == 1 and first["answered_seconds"]["/hello"] >= 0
     begun = serve.remembered()["begun"]
-    assert begun["stage"] == "start" and begun["since"] and serve.remembered()["seconds"]["hello"] >= 0
+    assert (
+        begun["run"] == "this"
+        and begun["stage"] == "start"
+        and begun["since"]
+        and serve.remembered()["seconds"]["hello"] >= 0
+    )
     assert not serve.push(APP, begin={"stage": "final"}, done=True).get("failed")
     assert "begun" not in serve.remembered() and serve.remembered()["seconds"]
     assert serve.state_path.stat().st_mode & 0o777 == 0o600
@@ -320,15 +325,37 @@ def test_a_candidate_is_asked_what_its_application_must_answer(serve: Serve) -> 
 def test_the_way_back_gives_the_routes_first_and_removes_then(serve: Serve) -> None:
     before = {"http_options": HTTP, "applications": [APP]}
     serve.push(APP)
-    serve.push(
-        {**APP, "route_prefix": None}, GREEN, begin={"stage": "switch", "config": before}, ask=["hello"]
-    )
+    serve.push({**APP, "route_prefix": None}, GREEN, begin={"stage": "start", "config": before}, ask=["hello"])
     serve.puts.clear()
     result = serve.push(state="returned")
-    assert result["returned_to"] == ["hello"] and "begun" not in serve.remembered()
+    assert result["outcome"] == "returned" and result["config"] == before and "begun" not in serve.remembered()
     routes = [{app["name"]: app["route_prefix"] for app in put["applications"]} for put in serve.puts]
     assert routes == [{"hello": "/hello", "hello--green": None}, {"hello": "/hello"}]
-    assert serve.push(state="returned")["returned_to"] == [], "there is nothing to take back any more"
+    assert serve.push(state="returned")["outcome"] == "untouched", "there is nothing to take back any more"
+
+
+def test_the_way_back_says_what_it_did_not_do(serve: Serve) -> None:
+    serve.push(APP, begin={"stage": "start", "config": {"applications": []}})
+    serve.puts.clear()
+    assert serve.push(state="returned", run="another")["outcome"] == "taken_over"
+    assert serve.push(state="returned", run="another", continues="this")["outcome"] == "untouched"
+    assert serve.push(state="returned")["outcome"] == "left", "nothing served before"
+    serve.push(APP, begin={"stage": "start", "config": {"applications": [APP]}})
+    serve.push(APP, begin={"stage": "final", "config": {"applications": [APP]}})
+    serve.puts.clear()
+    assert serve.push(state="returned")["outcome"] == "switched" and not serve.puts
+
+
+def test_a_change_belongs_to_one_run(serve: Serve) -> None:
+    """The next run may take over what was interrupted; the one that lost it does nothing more."""
+    assert not serve.push(APP, begin={"stage": "start"}).get("failed")
+    assert "another run has changed Serve meanwhile" in serve.push(APP, begin={"stage": "start"}, run="next")["msg"]
+    assert not serve.push(APP, begin={"stage": "start"}, run="next", continues="this").get("failed")
+    serve.puts.clear()
+    assert "another run has changed Serve meanwhile" in serve.push(APP, begin={"stage": "switch"})["msg"]
+    assert not serve.puts and serve.remembered()["begun"]["run"] == "next"
+    assert not serve.push(APP, begin={"stage": "final"}, run="next", done=True).get("failed")
+    assert "another run has changed" in serve.push(APP, begin={"stage": "final"}, run="next")["msg"], "it is over"
 
 
 LATENCY = "ray_serve_http_request_latency_ms_"
@@ -363,9 +390,9 @@ class Metrics:
     [
         ({"200": 100}, 100.0, ""),
         ({"200": 99, "500": 1}, 100.0, ""),
-        ({"200": 90, "500": 10}, 100.0, "10.0 % of the requests fail, before 0.0 %"),
+        ({"200": 90, "500": 10}, 100.0, "% of the requests fail, before 0.0 %"),
         ({"200": 80, "499": 20}, 100.0, ""),
-        ({"200": 100}, 400.0, "takes 400 ms in the mean, before 100 ms"),
+        ({"200": 100}, 400.0, "ms in the mean, before 100 ms"),
         ({"200": 1, "500": 10}, 400.0, ""),  # too few to say anything
     ],
 )
@@ -403,3 +430,21 @@ def test_watching_fails_at_once_when_an_own_request_fails(serve: Serve, tmp_path
     )
     assert result["failed"] and "application hello fails under traffic. GET /hello: 500" in result["msg"]
     assert len(serve.requests) == 2
+
+
+def test_a_head_that_does_not_tell_is_taken_for_one_that_serves(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "TELL_SECONDS", 0.1)
+    params = {"addresses": [], "state_path": str(serve.state_path)}
+    there = nodes.query(params, nodes.Serve(serve.url, "secret"))
+    gone = nodes.query(params, nodes.Serve("http://127.0.0.1:9", "secret"))
+    assert there["lost"] == [] and "nobody knows what serves" in gone["lost"][0]
+
+
+def test_what_autoscaling_wants_beyond_what_ran_is_not_waited_for() -> None:
+    replicas = [{"replica_id": "a", "state": "RUNNING"}, {"replica_id": "b", "state": "STARTING"}]
+    state = running(APP)
+    state["applications"]["hello"]["deployments"] = {"D": {"target_num_replicas": 2, "replicas": replicas}}
+    cluster = planning.Cluster(state, {}, {})
+    assert nodes.running(cluster, "hello") == {"D": 1}
+    assert nodes.unwhole(cluster, {}) == ["hello/D has 1 of 2 replicas"] == nodes.unwhole(cluster, {"hello": {"D": 2}})
+    assert nodes.unwhole(cluster, {"hello": {"D": 1}}) == []

@@ -429,3 +429,23 @@ def test_before_there_is_a_cluster_nothing_is_short() -> None:
     """A dry run on empty hosts says what would be done; the room is not known."""
     assert not plan([llm()], {}, []).problems
     assert "short of" in plan([llm()], {}, [0]).problems[0]
+
+
+def test_an_application_without_a_route_keeps_its_name() -> None:
+    """Others call it by its name; and another one without a route is not the same under a new name."""
+    inner = {"name": "inner", "route_prefix": None, "import_path": "m:build", "args": {"a": 1}}
+    running = {"inner": details(inner, {"D": 1}, {"D": {"num_gpus": 1}})}
+    wanted = {**inner, "args": {"a": 2}}
+    made = plan([wanted], running, [2], {"inner": {"D": {"num_gpus": 1}}})
+    assert made.steps["inner"]["way"] == "surge" and made.steps["inner"]["next"] == "inner"
+    assert "others call it by its name" in made.steps["inner"]["chosen"]
+    other = plan([{**inner, "name": "other"}], running, [2], {"other": {"D": {"num_gpus": 1}}})
+    assert other.steps["other"]["action"] == "add" and "inner runs and would vanish" in other.problems[0]
+
+
+def test_replicas_that_follow_one_another_get_their_time() -> None:
+    assert plan([CHANGED], runs(llm(), 3), [9]).waves[0]["rounds"] == 0, "a copy starts at once"
+    new, running = llm("/models/m/2", replicas=3), runs(llm(replicas=3), 3)
+    for app in running.values():
+        app["deployments"][conf.INGRESS]["replicas"] *= 2
+    assert plan([new], running, [0, 0, 0], way="roll").waves[0]["rounds"] == 3

@@ -261,7 +261,7 @@ def test_another_cluster_leads_it_over_when_told_and_no_request_fails(host, addr
         text = " ".join(refused.stdout.split())
         assert refused.returncode != 0 and "belongs to cluster trial. To do: -e gateway_take_over=true" in text
         assert "changed=0" in refused.stdout and host.file("/etc/raymetal/gateway/cluster").content_string == "trial\n"
-        led = playbook("playbooks/gateway.yml", variables={**other, "gateway_take_over": True})
+        led = playbook("playbooks/gateway.yml", "-e", "gateway_take_over=true", variables=other)
         assert led.returncode == 0, led.stdout[-3000:]
         until(lambda: load.nodes(10) == {"node2"})
         node("node1", "systemctl stop stand-in")  # the first cluster goes

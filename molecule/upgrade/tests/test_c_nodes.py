@@ -90,7 +90,7 @@ def test_the_head_is_restarted_with_consent_and_all_serves_again(trial, load):
     environment = {"PYTHONPATH": "/srv/applications", "RAY_metrics_report_interval_ms": "2000", "TRIAL": "1"}
     began = time.time()
     result = trial.run(
-        trial.config(), tags="cluster,serve", ray_node_environment=environment, cluster_accept_outage=True
+        trial.config(), "-e", "cluster_accept_outage=true", tags="cluster,serve", ray_node_environment=environment
     )
     assert result.returncode == 0, result.stdout[-4000:]
     print(f"outage, head and all: {time.time() - began:.0f} s")

@@ -147,7 +147,11 @@ def look(path: str, known: dict[str, Entry], full: bool) -> dict[str, Entry]:
     """Every file's size, time of change and sha256; hashed again where needed."""
     files = list_files(path)
     if not known:
-        check_loadable(path, files)
+        try:
+            check_loadable(path, files)
+        except Problem as problem:
+            do = f"correct it at its source, remove {path}, and run --tags models"
+            raise Problem(f"{problem}. To do: {do}") from problem
 
     def entry(name: str) -> Entry:
         size, time = files[name].st_size, files[name].st_mtime_ns

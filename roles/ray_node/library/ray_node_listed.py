@@ -111,18 +111,20 @@ def main() -> None:
     deadline = time.monotonic() + module.params["timeout_seconds"]
     while True:
         node: dict[str, Any] | None = None
+        answered = True
         try:
             nodes = listed(module.params["url"], token)
             node, wrong = shortcomings(nodes, module.params["node_id"], module.params["resources"])
         except urllib.error.HTTPError as error:
-            wrong = f"{module.params['url']} answers {error.code}: {error.read()[:300]!r}"
+            wrong, answered = f"{module.params['url']} answers {error.code}: {error.read()[:300]!r}", False
             if error.code in (401, 403):  # waiting makes no other token of it
                 module.fail_json(msg=f"{wrong}. To do: compare {module.params['token_path']} on the hosts")
         except (OSError, KeyError, ValueError) as error:
             wrong = f"{module.params['url']} does not answer: {error}"
+            answered = isinstance(getattr(error, "reason", error), ConnectionRefusedError)  # that head does not run
         if not wrong:
             module.exit_json(changed=False, listed=True, node=node)
-        if not module.params["required"]:
+        if not module.params["required"] and answered:
             module.exit_json(changed=False, listed=False, node=node)
         if time.monotonic() > deadline:
             module.fail_json(msg=f"after {module.params['timeout_seconds']} s: {wrong}", node=node)

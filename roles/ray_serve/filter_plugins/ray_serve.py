@@ -183,6 +183,9 @@ def ray_serve_operator_config(config: Mapping[str, Any]) -> dict[str, Any]:
         for application in _applications(config)
         if not str(application.get("route_prefix", "/")).startswith(HIDDEN)
     ]
+    # Of the two names of one application the one without a route was put aside.
+    twice = {a["name"] for a in applications if sum(b["name"] == a["name"] for b in applications) > 1}
+    applications = [a for a in applications if a["name"] not in twice or a.get("route_prefix", "/") is not None]
     return {**config, "applications": applications}
 
 

@@ -26,6 +26,10 @@ options:
     description: How many replicas may stay, for instance C(stuck) of an earlier query.
     type: int
     default: 0
+  replicas:
+    description: Application to deployment to how many replicas must run again, for C(whole).
+    type: dict
+    default: {}
   url:
     description: The dashboard.
     type: str
@@ -71,6 +75,10 @@ start_seconds:
   description: How long the slowest of them took to start the last time; 0 if it is not known.
   type: float
   returned: always
+replicas:
+  description: Application to deployment to how many replicas run.
+  type: dict
+  returned: always
 stuck:
   description: How many replicas on the nodes have no room elsewhere.
   type: int
@@ -98,6 +106,8 @@ from ansible.module_utils.ray_serve_planner import Cluster
 from ansible.module_utils.ray_serve_rest import UNREACHED, Problem, Serve, ask_until
 
 POLL_SECONDS = 0.5
+TELL_SECONDS = 60  # as long a busy dashboard may take
+NOTHING: dict[str, Any] = {"serving": [], "start_seconds": 0.0, "stuck": 0, "replicas": {}, "lines": [], "lost": []}
 
 
 def look(serve: Serve) -> tuple[Cluster, dict[str, str]]:
@@ -116,9 +126,23 @@ def start_seconds(path: str, serving: list[str]) -> float:
 
 
 def query(params: dict[str, Any], serve: Serve) -> dict[str, Any]:
-    cluster, ids = look(serve)
+    """What would become of what serves; a head that does not tell is taken for one that serves."""
+    deadline = time.monotonic() + TELL_SECONDS
+    while True:
+        try:
+            cluster, ids = look(serve)
+            break
+        except UNREACHED as error:
+            if time.monotonic() > deadline:
+                lost = [f"nobody knows what serves, {serve.url} does not tell ({error}), it may all end"]
+                return {**NOTHING, "lost": lost}
+            time.sleep(POLL_SECONDS)
     serving = [name for name in cluster.apps if cluster.serves(name)]
-    result = {"serving": serving, "start_seconds": start_seconds(params["state_path"], serving)}
+    result = {
+        "serving": serving,
+        "start_seconds": start_seconds(params["state_path"], serving),
+        "replicas": {name: running(cluster, name) for name in cluster.apps},
+    }
     if not params["addresses"]:
         return {**result, "stuck": 0, "lines": [], "lost": [f"{name} ends" for name in serving]}
     found = leave(cluster, [ids[address] for address in params["addresses"] if address in ids])
@@ -136,16 +160,25 @@ def on_nodes(cluster: Cluster, nodes: list[str]) -> int:
     )
 
 
-def unwhole(cluster: Cluster) -> list[str]:
-    """What is not as it should be, in words."""
+def running(cluster: Cluster, name: str) -> dict[str, int]:
+    """Deployment -> replicas that run."""
+    return {
+        deployment: sum(replica.get("state") == "RUNNING" for replica in details.get("replicas") or [])
+        for deployment, details in cluster.deployments(name).items()
+    }
+
+
+def unwhole(cluster: Cluster, before: dict[str, dict[str, int]]) -> list[str]:
+    """What is not as it was and should be, in words; what autoscaling wants beyond ``before`` is not waited for."""
     found = []
     for name, app in cluster.details.items():
         if app.get("status") != "RUNNING":
             found.append(f"application {name} is {app.get('status')}")
-        for deployment, details in cluster.deployments(name).items():
-            running = sum(replica.get("state") == "RUNNING" for replica in details.get("replicas") or [])
-            if running < (details.get("target_num_replicas") or 0):
-                found.append(f"{name}/{deployment} has {running} of {details['target_num_replicas']} replicas")
+        for deployment, have in running(cluster, name).items():
+            target = cluster.deployments(name)[deployment].get("target_num_replicas") or 0
+            least = min(target, before.get(name, {}).get(deployment, target))
+            if have < least:
+                found.append(f"{name}/{deployment} has {have} of {least} replicas")
     return found
 
 
@@ -160,7 +193,7 @@ def wait(params: dict[str, Any], serve: Serve) -> None:
             if nodes is None:  # a node that comes back has another id
                 nodes = [ids[address] for address in params["addresses"] if address in ids]
             if params["state"] == "whole":
-                wrong = unwhole(cluster)
+                wrong = unwhole(cluster, params["replicas"])
             else:
                 left, where = on_nodes(cluster, nodes), ", ".join(params["addresses"])
                 wrong = [f"{left} replica(s) are still on {where}"] if left > params["remaining"] else []
@@ -192,6 +225,7 @@ def main() -> None:
             "state": {"type": "str", "choices": ["query", "left", "whole"], "default": "query"},
             "addresses": {"type": "list", "elements": "str", "default": []},
             "remaining": {"type": "int", "default": 0},
+            "replicas": {"type": "dict", "default": {}},
             "url": {"type": "str", "required": True},
             "token_path": {"type": "path", "required": True, "no_log": False},
             "state_path": {"type": "path", "required": True},
@@ -201,7 +235,6 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    nothing: dict[str, Any] = {"serving": [], "start_seconds": 0.0, "stuck": 0, "lines": [], "lost": []}
     try:
         with open(module.params["token_path"]) as handle:
             serve = Serve(module.params["url"], handle.read().strip())
@@ -209,11 +242,9 @@ def main() -> None:
             module.exit_json(changed=False, **query(module.params, serve))
         if not module.check_mode:
             wait(module.params, serve)
-        module.exit_json(changed=False, **nothing)
+        module.exit_json(changed=False, **NOTHING)
     except FileNotFoundError:
-        module.exit_json(changed=False, **nothing)  # there is no cluster yet
-    except UNREACHED:
-        module.exit_json(changed=False, **nothing)  # a head that does not run serves nobody
+        module.exit_json(changed=False, **NOTHING)  # there is no cluster yet
     except Problem as problem:
         module.fail_json(msg=str(problem))
 

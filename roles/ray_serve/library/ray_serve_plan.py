@@ -127,6 +127,10 @@ begun:
   description: The interrupted change that this one finishes or replaces, if there is one.
   type: dict
   returned: always
+run:
+  description: An id for the run that carries the plan out.
+  type: str
+  returned: always
 nodes:
   description: Ids of the nodes that are alive.
   type: list
@@ -143,6 +147,7 @@ import fcntl
 import json
 import time
 import urllib.error
+import uuid
 from typing import Any
 
 from ansible.module_utils import ray_serve_config as conf
@@ -284,6 +289,7 @@ def make(module: AnsibleModule, serve: Serve) -> dict[str, Any]:
         "before": {**rest, "applications": list(cluster.apps.values())},
         "back": {**rest, "applications": plan.back()},
         "begun": begun,
+        "run": uuid.uuid4().hex,
         "nodes": [node["node_id"] for node in nodes if node.get("state") == "ALIVE"],
         "proxies": proxy_addresses(running),
     }

@@ -65,6 +65,14 @@ options:
     description: What to remember before the push - C(stage), and C(config), C(steps) and C(backup) where they begin.
     type: dict
     default: {}
+  run:
+    description: Id of this run; a change that another run has begun or taken over is not touched.
+    type: str
+    required: true
+  continues:
+    description: Id of the interrupted run whose change this one takes over.
+    type: str
+    default: ""
   done:
     description: Whether the change is over when this has succeeded.
     type: bool
@@ -92,11 +100,18 @@ answered_seconds:
   description: Path of each request to the seconds that it took.
   type: dict
   returned: success
-returned_to:
-  description: Running names of what serves again.
-  type: list
-  elements: str
+outcome:
+  description:
+    - What became of a change that failed.
+    - C(untouched) nothing had been pushed. C(returned) what served before serves again. C(left) nothing served
+      before, and what was started is left. C(switched) the new one serves, old replicas may remain. C(taken_over)
+      another run goes on.
+  type: str
   returned: when the state is returned
+config:
+  description: What serves again.
+  type: dict
+  returned: when the outcome is returned
 """
 
 import fcntl
@@ -165,12 +180,22 @@ def ask_all(params: dict[str, Any], serve: Serve, config: dict[str, Any], deadli
     return took
 
 
+def owned(params: dict[str, Any], state: State) -> dict[str, Any]:
+    """The change that this run begins, goes on with or takes over; Problem if it is another run's."""
+    begun: dict[str, Any] | None = state.content.get("begun")
+    first = params["begin"].get("stage") in ("prepare", "start")
+    if begun is None and first:
+        return {"since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    if begun is None or begun.get("run", "") not in (params["run"], params["continues"] if first else params["run"]):
+        raise Problem("another run has changed Serve meanwhile; this one stops. To do: see what runs, and run again")
+    return begun
+
+
 def forward(params: dict[str, Any], serve: Serve, state: State) -> dict[str, Any]:
     started = time.monotonic()
     deadline = started + params["timeout_seconds"]
     if params["begin"]:
-        since = {"since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-        state.content["begun"] = {**since, **(state.content.get("begun") or {}), **params["begin"]}
+        state.content["begun"] = {**owned(params, state), **params["begin"], "run": params["run"]}
         state.write()
     if params["config"]:
         push(params, serve)
@@ -192,10 +217,18 @@ def forward(params: dict[str, Any], serve: Serve, state: State) -> dict[str, Any
 def back(params: dict[str, Any], serve: Serve, state: State) -> dict[str, Any]:
     """To what served before: its routes first, in one push, and only then is the rest drained and removed."""
     begun = state.content.get("begun") or {}
-    if not begun.get("config"):
-        return {"answered_seconds": {}, "returned_to": []}
+    if not begun:
+        return {"answered_seconds": {}, "outcome": "untouched"}
+    if (owner := begun.get("run", "")) != params["run"]:
+        return {"answered_seconds": {}, "outcome": "untouched" if owner == params["continues"] else "taken_over"}
+    if begun.get("stage") == "final":
+        return {"answered_seconds": {}, "outcome": "switched"}
     config, deadline = begun["config"], time.monotonic() + params["timeout_seconds"]
     old = [conf.name_of(app) for app in config["applications"]]
+    if not old:
+        state.content.pop("begun")
+        state.write()
+        return {"answered_seconds": {}, "outcome": "left"}
     here = serve.running().get("applications") or {}
     extra = {n: a["deployed_app_config"] for n, a in here.items() if n not in old and a.get("deployed_app_config")}
     serve.put({**config, "applications": [*config["applications"], *map(conf.aside, extra.values())]})
@@ -205,9 +238,10 @@ def back(params: dict[str, Any], serve: Serve, state: State) -> dict[str, Any]:
         wait_running(serve, old, list(extra), deadline, [])
     params["ask"] = old
     took = ask_all(params, serve, config, deadline)
+    applications = conf.canonical(sorted(config["applications"], key=conf.name_of))
     state.content.pop("begun", None)
     state.write()
-    return {"answered_seconds": took, "returned_to": old}
+    return {"answered_seconds": took, "outcome": "returned", "config": {**config, "applications": applications}}
 
 
 def main() -> None:
@@ -226,6 +260,8 @@ def main() -> None:
             "gone": strings,
             "nodes": strings,
             "begin": {"type": "dict", "default": {}},
+            "run": {"type": "str", "required": True},
+            "continues": {"type": "str", "default": ""},
             "done": {"type": "bool", "default": False},
             "timeout_seconds": {"type": "int", "default": 1200},
         },

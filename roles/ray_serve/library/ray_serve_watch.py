@@ -85,6 +85,7 @@ from ansible.module_utils.ray_serve_rest import OPENER, UNREACHED, Problem, aliv
 
 PROBE_SECONDS = 0.5
 ENOUGH_REQUESTS = 20  # fewer say nothing about a share or a mean
+ENOUGH_ERRORS = 3  # fewer are chance
 SAMPLE = re.compile(r"^ray_serve_http_request_latency_ms_(count|sum)\{(.*)\} (\S+)$", re.MULTILINE)
 LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 Totals = dict[str, dict[str, float]]
@@ -136,17 +137,17 @@ def verdict(old: dict[str, float], new: dict[str, float], max_error: float, max_
     seen = f"{new['requests']:.0f} requests of others, {share:.1f} % errors, {mean:.0f} ms in the mean"
     known = old.get("requests", 0) >= ENOUGH_REQUESTS
     share_before = 100 * old["errors"] / old["requests"] if known else 0.0
-    if share > share_before + max_error:
+    if new["errors"] >= ENOUGH_ERRORS and share > share_before + max_error:
         return f"{share:.1f} % of the requests fail, before {share_before:.1f} %", seen
     if known and mean > max_ratio * (before := old["ms"] / old["requests"]):
         return f"a request takes {mean:.0f} ms in the mean, before {before:.0f} ms", seen
     return "", seen
 
 
-def probe(params: dict[str, Any]) -> dict[str, int]:
-    """Ask every application until the time is over; running name -> answers."""
+def probe(params: dict[str, Any]) -> Totals:
+    """Ask every application until the time is over; running name -> what the proxies counted of it."""
     routes = {conf.name_of(app): conf.route_of(app) for app in params["config"].get("applications") or []}
-    answers = dict.fromkeys(params["applications"], 0)
+    answers: Totals = {name: {"requests": 0.0, "errors": 0.0, "ms": 0.0} for name in params["applications"]}
     deadline = time.monotonic() + params["seconds"]
     while time.monotonic() < deadline:
         started = time.monotonic()
@@ -154,10 +155,12 @@ def probe(params: dict[str, Any]) -> dict[str, int]:
         for name in params["applications"]:
             for request in (params["requests"].get(conf.operator_name(name)) or [])[:1] if routes.get(name) else []:
                 path = str(routes[name]).rstrip("/") + request["path"] or "/"
+                asked = time.monotonic()
                 wrong, _, _ = ask(params["base_url"], {**request, "path": path})
                 if wrong:
                     raise Problem(f"application {name} fails under traffic. {wrong}")
-                answers[name] += 1
+                answers[name]["requests"] += 1
+                answers[name]["ms"] += 1000 * (time.monotonic() - asked)
         time.sleep(max(0.0, min(PROBE_SECONDS - (time.monotonic() - started), deadline - time.monotonic())))
     return answers
 
@@ -188,12 +191,11 @@ def main() -> None:
         lines = []
         for name in params["applications"]:
             old = params["baseline"].get(params["before"].get(name, name)) or {}
-            worse, seen = verdict(
-                old, grown(first, last, name), params["max_error_percent"], params["max_latency_ratio"]
-            )
+            others = {key: max(0.0, value - answers[name][key]) for key, value in grown(first, last, name).items()}
+            worse, seen = verdict(old, others, params["max_error_percent"], params["max_latency_ratio"])
             if worse:
                 raise Problem(f"application {name} is worse than what served before: {worse}.")
-            lines.append(f"{name}: {answers[name]} own requests answered; {seen}")
+            lines.append(f"{name}: {answers[name]['requests']:.0f} own requests answered; {seen}")
     except Problem as problem:
         module.fail_json(msg=str(problem), totals=first)
     module.exit_json(changed=False, totals=last, seen=lines)

@@ -77,7 +77,7 @@ def aside(app: App) -> App:
     Its replicas then answer what still reaches them. With a route of its own they would answer 404 until Ray's HAProxy,
     in the throughput profile, has been told (ray/serve/_private/replica.py: _direct_ingress_asgi).
     """
-    return placed(app, name_of(app), None if route_of(app) else hidden_route(name_of(app)))
+    return placed(app, name_of(app), None)
 
 
 def is_hidden(app: App) -> bool:

@@ -80,7 +80,8 @@ def make_steps(
     problems: list[str] = []
     present = sorted({conf.operator_name(name) for name in cluster.apps} - wanted.keys())
     leaving = {name: str(cluster.live(name)) for name in present}
-    by_route = {conf.route_of(cluster.apps[live]): name for name, live in leaving.items()}
+    found = {name: cluster.apps[live] for name, live in leaving.items()}
+    by_route = {conf.route_of(app): name for name, app in found.items() if not conf.is_hidden(app)}
     for name, app in wanted.items():
         live = cluster.live(name)
         renamed = by_route.get(conf.route_of(app)) if live is None else None

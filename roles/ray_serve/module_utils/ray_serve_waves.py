@@ -3,11 +3,13 @@
 Each wave: `prepare` (old replicas get time to drain), `start` (what is new, beside what serves), `switch` (routes
 swapped in one push), `final` (what is no longer needed is gone); `ask`: running names that must answer, `gone`: those
 that leave, `before`: new to old running name, `watched`: those to watch, `canary`: {name, route, hidden_route,
-other_routes} of each candidate, for a gateway. What has room together shares a wave.
+other_routes} of each candidate, for a gateway, `rounds`: how often replicas follow one another in place. What has room
+together shares a wave.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ansible.module_utils import ray_serve_config as conf
@@ -132,9 +134,21 @@ class Plan:
                 "gone": gone,
                 "before": {s["next"]: s["live"] for s in steps.values() if s["action"] == "replace"},
                 "canary": self._canaries(start, swaps),
+                "rounds": self._rounds(steps),
                 "watched": [s["next"] for s in steps.values() if s["action"] in ("replace", "finish")],
             }
         )
+
+    @staticmethod
+    def _rounds(steps: Steps) -> int:
+        """How often replicas start and drain one after the other: 0 where nothing is replaced in place."""
+        found = [0]
+        for step in steps.values():
+            if step.get("way") in ("surge", "roll", "queue"):
+                for deployment, count in step["counts"].items():
+                    percent = step["percents"].get(deployment) or 0
+                    found.append(min(count, math.ceil(100 / percent)) if percent else count)
+        return max(found)
 
     def _prepared(self, steps: Steps) -> tuple[Apps, bool]:
         """What serves, told to drain where it is to leave; and whether that needs a push of its own, as in place."""

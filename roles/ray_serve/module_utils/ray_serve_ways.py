@@ -81,6 +81,8 @@ def choose(
     stuck = [deployment for deployment in new if not percents[deployment]]
     single = [deployment for deployment in stuck if len(old.get(deployment, [])) < 2]
     against = {"blue_green": f"no room for a second copy, short of {room.words(short)}" if short else ""}
+    if conf.route_of(app) is None:
+        against["blue_green"] = "it has no route: others call it by its name, which stays"
     if step.get("only"):
         against |= dict.fromkeys(("surge", "roll", "queue"), f"{step['why']}: in place it would be an outage")
     else:
