@@ -156,7 +156,7 @@ from ansible.module_utils.ray_serve_planner import Cluster
 from ansible.module_utils.ray_serve_rest import UNREACHED, Problem, Serve, ask
 from ansible.module_utils.ray_serve_waves import Plan
 
-BUSY_SECONDS = 10
+BUSY_SECONDS = 60  # what a killed run had sent to the head goes on to its end there
 
 
 def fixed_options(config: dict[str, Any], running: dict[str, Any]) -> list[str]:
