@@ -39,22 +39,15 @@ def test_profile_blue_green(trial, under_load, revision):
     assert trial.options()["revision"] == revision
 
 
-def test_profile_surge(trial, under_load):
+@pytest.mark.parametrize(("way", "replicas"), [("surge", 3), ("roll", 4)])
+def test_profile_in_place(trial, under_load, way, replicas):
+    """Four GPUs: room for one replica more, or for none."""
     config = trial.config()
-    chat(config)["deployments"][0]["num_replicas"] = 3
+    chat(config)["deployments"][0]["num_replicas"] = replicas
     settled = trial.run(config, **PROFILE)
     assert settled.returncode == 0, settled.stdout[-4000:]
-    chat(config)["args"]["revision"] = "p4"
-    under_load(config, "replace by surge")
-
-
-def test_profile_roll(trial, under_load):
-    config = trial.config()
-    chat(config)["deployments"][0]["num_replicas"] = 4
-    settled = trial.run(config, **PROFILE)
-    assert settled.returncode == 0, settled.stdout[-4000:]
-    chat(config)["args"]["revision"] = "p5"
-    under_load(config, "replace by roll")
+    chat(config)["args"]["revision"] = way
+    under_load(config, f"replace by {way}")
 
 
 def test_profile_engine(trial, load, llm, light, witness, said):
