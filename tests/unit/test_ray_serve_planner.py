@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ansible.module_utils import ray_serve_config as conf
+from ansible.module_utils.ray_serve_leave import leave
 from ansible.module_utils.ray_serve_planner import Cluster
 from ansible.module_utils.ray_serve_waves import Plan
 
@@ -449,3 +450,23 @@ def test_replicas_that_follow_one_another_get_their_time() -> None:
     for app in running.values():
         app["deployments"][conf.INGRESS]["replicas"] *= 2
     assert plan([new], running, [0, 0, 0], way="roll").waves[0]["rounds"] == 3
+
+
+def test_what_a_node_that_came_back_holds_already_is_no_room() -> None:
+    """Regression: Ray's report was older than the replicas there; others waited for room they never got."""
+    total = {node: {"GPU": 1.0, "CPU": 16.0} for node in ("n0", "n1")}
+    report = {"n0": {"GPU": 0.0, "CPU": 14.0}, "n1": {"GPU": 1.0, "CPU": 16.0}}
+    cluster = Cluster({"applications": runs(llm(), 2)}, report, GROUPS, total)
+    assert cluster.free["n1"] == {"GPU": 0.0, "CPU": 15.0}
+    found = leave(cluster, ["n0"])
+    assert (found.stuck, found.moved, found.lost) == (1, {"chat": 1}, []), "the ingress moves, the engine cannot"
+    assert found.reduced == [f"chat/{MODEL} has 1 replica(s) instead of 2"]
+
+
+def test_replicas_on_nodes_that_leave_move_where_there_is_room() -> None:
+    free = {"n0": {"GPU": 0.0, "CPU": 14.0}, "n1": {"GPU": 1.0, "CPU": 16.0}}
+    cluster = Cluster({"applications": runs(llm())}, free, GROUPS)
+    found = leave(cluster, ["n0"])
+    assert (found.stuck, found.moved, found.reduced, found.lost) == (0, {"chat": 2}, [], [])
+    alone = leave(Cluster({"applications": runs(llm())}, {**free, "n1": {"CPU": 16.0}}, GROUPS), ["n0"])
+    assert alone.lost == [f"chat/{MODEL} has no replica: no other node has room for one"]

@@ -113,7 +113,8 @@ NOTHING: dict[str, Any] = {"serving": [], "start_seconds": 0.0, "stuck": 0, "rep
 def look(serve: Serve) -> tuple[Cluster, dict[str, str]]:
     """What runs, and the id of each node that is alive, by its address."""
     ids = {node["node_ip"]: node["node_id"] for node in serve.nodes() if node["state"] == "ALIVE"}
-    return Cluster(serve.running(), serve.free(), serve.groups()), ids
+    total = serve.total()
+    return Cluster(serve.running(), serve.free(total), serve.groups(), total), ids
 
 
 def start_seconds(path: str, serving: list[str]) -> float:

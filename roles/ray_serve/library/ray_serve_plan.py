@@ -230,7 +230,8 @@ def observe(module: AnsibleModule, serve: Serve) -> tuple[dict[str, Any], Cluste
     """What runs, what is free and the nodes; nothing in a dry run before the cluster is started."""
     try:
         running = serve.running()
-        return running, Cluster(running, serve.free(), serve.groups()), serve.nodes()
+        total = serve.total()
+        return running, Cluster(running, serve.free(total), serve.groups(), total), serve.nodes()
     except urllib.error.HTTPError as error:
         raise Problem(
             f"{module.params['url']} answers {error.code}: is {module.params['token_path']} its token?"

@@ -17,18 +17,22 @@ Steps = dict[str, Step]
 
 
 class Cluster:
-    """What runs, and what is free: node id -> resource -> amount.
+    """What runs, and what is free and all there is: node id -> resource -> amount.
 
     ``groups``: name of a replica's actor -> its placement group as [node id, bundle], …; Serve's REST interface tells
     of a deployment only what the replica's actor itself takes.
     """
 
-    def __init__(self, running: dict[str, Any], free: room.Nodes, groups: dict[str, Any]) -> None:
+    def __init__(
+        self, running: dict[str, Any], free: room.Nodes, groups: dict[str, Any], total: room.Nodes | None = None
+    ) -> None:
         found = running.get("applications") or {}
         # Applications that somebody started from a program are none of ours: a PUT leaves them alone.
         self.details = {name: app for name, app in found.items() if app.get("deployed_app_config")}
         self.apps: dict[str, App] = {name: app["deployed_app_config"] for name, app in self.details.items()}
-        self.free, self.groups = free, groups
+        self.groups = groups
+        # The report of what is free misses what took its place a moment ago, on a node that came back for instance.
+        self.free = room.lesser(free, room.taken(total, self.all_replicas(*self.apps))) if total else free
 
     def made_alike(self, name: str | None, app: App) -> bool:
         """Whether what runs comes from the same code as ``app``: it can tell of deployments that no judge has seen."""
@@ -56,8 +60,8 @@ class Cluster:
             made["bundles"] = [bundle for _, bundle in placed]
         return {**made, "node": node, "placed": placed or [[node, bundle] for bundle in made["bundles"]]}
 
-    def all_replicas(self, name: str | None) -> list[room.Replica]:
-        return [replica for replicas in self.replicas(name).values() for replica in replicas]
+    def all_replicas(self, *names: str | None) -> list[room.Replica]:
+        return [replica for name in names for replicas in self.replicas(name).values() for replica in replicas]
 
     def gpus(self, name: str | None) -> float:
         return float(room.gpus(self.all_replicas(name)))

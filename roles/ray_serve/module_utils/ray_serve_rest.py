@@ -80,17 +80,20 @@ class Serve:
             if group.get("name") and group["state"] != "REMOVED"
         }
 
-    def free(self) -> dict[str, dict[str, float]]:
-        """Node id -> resource -> what is free, of the nodes that are alive; a few seconds old, as Ray's report is."""
+    def total(self) -> dict[str, dict[str, float]]:
+        """Node id -> resource -> all there is, of the nodes that are alive."""
+        alive = [node for node in self.nodes() if node["state"] == "ALIVE"]
+        return {n["node_id"]: {k: float(v) for k, v in (n.get("resources_total") or {}).items()} for n in alive}
+
+    def free(self, total: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        """Of ``total`` what is free; a few seconds old, as Ray's report is."""
         status = json.loads(self.get("/api/cluster_status"))["data"]["clusterStatus"] or {}
         usage = (status.get("loadMetricsReport") or {}).get("usageByNode") or {}
-        found = {}
-        for node in self.nodes():
-            if node["state"] == "ALIVE":
-                used = {name: float(pair[0]) for name, pair in usage.get(node["node_id"], {}).items()}
-                total = node.get("resources_total") or {}
-                found[node["node_id"]] = {name: float(all_) - used.get(_camel(name), 0) for name, all_ in total.items()}
-        return found
+        used = {node: {name: float(pair[0]) for name, pair in found.items()} for node, found in usage.items()}
+        return {
+            node: {name: amount - used.get(node, {}).get(_camel(name), 0) for name, amount in resources.items()}
+            for node, resources in total.items()
+        }
 
     def reason(self, name: str, running: dict[str, Any]) -> str:
         """Why an application does not serve: Ray's messages and the last lines of a replica's log."""

@@ -89,14 +89,27 @@ def after(nodes: Nodes, replicas: list[Replica]) -> tuple[Nodes, Bundle]:
     return nodes, short or _total(left[0]["bundles"])
 
 
-def freed(nodes: Nodes, replicas: list[Replica]) -> Nodes:
+def freed(nodes: Nodes, replicas: list[Replica], sign: int = 1) -> Nodes:
     """The nodes as if the running replicas were gone."""
     nodes = copy.deepcopy(nodes)
     for replica in replicas:
         for node, bundle in replica["placed"]:
             if node in nodes:
-                _add(nodes[node], bundle, 1)
+                _add(nodes[node], bundle, sign)
     return nodes
+
+
+def taken(nodes: Nodes, replicas: list[Replica]) -> Nodes:
+    """What the running replicas leave of the nodes."""
+    return freed(nodes, replicas, -1)
+
+
+def lesser(first: Nodes, second: Nodes) -> Nodes:
+    """Of each resource of ``first`` the smaller amount of both."""
+    return {
+        node: {name: min(amount, second[node].get(name, amount)) for name, amount in resources.items()}
+        for node, resources in first.items()
+    }
 
 
 def gpus(replicas: list[Replica]) -> float:
