@@ -100,6 +100,24 @@ def test_absent_ends_all_of_them_and_says_so(user: str) -> None:
 
 
 @AS_ROOT
+def test_what_a_container_runs_under_the_same_number_is_left_alone(user: str) -> None:
+    """Regression: the numbers of system users are those that images use, too (999 for one)."""
+    enter = ["unshare", "--pid", "--fork", "setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    contained = subprocess.Popen([*enter, "sleep", "60"])
+    inside, deadline = "", time.monotonic() + 10
+    find = ["pgrep", "-x", "-P", str(contained.pid), "sleep"]
+    while not inside and time.monotonic() < deadline:
+        inside = subprocess.run(find, capture_output=True, text=True, check=False).stdout
+    try:
+        result = run_module(MODULE, user=user, state="absent", timeout_seconds=1)
+        assert (result["changed"], result["processes"]) == (False, [])
+        assert contained.poll() is None
+    finally:
+        os.kill(int(inside), 9)
+        contained.wait()
+
+
+@AS_ROOT
 def test_a_running_node_is_read_and_left_alone(user: str, tmp_path: Path) -> None:
     node = raylet(tmp_path, user, "c1")
     seen = wait_for(user, 1)

@@ -118,7 +118,7 @@ def read_environment(pid: int, user: str) -> str:
 
 
 def processes(user: str) -> list[int]:
-    """Ids of the user's processes, zombies left out."""
+    """Ids of the user's processes; zombies are left out, and what runs in containers under the same number."""
     try:
         uid = pwd.getpwnam(user).pw_uid
     except KeyError:
@@ -128,7 +128,8 @@ def processes(user: str) -> list[int]:
         if name.isdigit():
             status = read(int(name), "status")
             owner = re.search(r"^Uid:\s+(\d+)", status, re.MULTILINE)
-            if owner and int(owner[1]) == uid and not re.search(r"^State:\s+Z", status, re.MULTILINE):
+            other = re.search(r"^State:\s+Z|^NSpid:\s+\d+\s+\d", status, re.MULTILINE)
+            if owner and int(owner[1]) == uid and not other:
                 found.append(int(name))
     return sorted(found)
 
