@@ -161,7 +161,7 @@ def test_the_key_is_sent_and_shows_in_no_file_and_no_list_of_processes(host, beh
     variables = {**SHORT, "load_test_reports_dir": str(tmp_path)}
     refused = playbook(PROJECT / "playbooks/load_test.yml", variables=variables)
     assert refused.returncode != 0 and "status 401" in refused.stdout, refused.stdout[-3000:]
-    watch = "while sleep 0.2; do ps -eo args; done >/tmp/seen"
+    watch = f"while sleep 0.2; do ps -eo args; grep -rsF {key[:-1]} /root/.ansible_async; done >/tmp/seen"
     host.run_expect([0], f"systemd-run --quiet --unit=watch sh -c '{watch}'")
     done = playbook(PROJECT / "playbooks/load_test.yml", variables={**variables, "load_test_api_key": key})
     host.run_expect([0], "systemctl stop watch")
