@@ -48,13 +48,15 @@ class Load:
         self.window = (0.0, 0.0)  # of the change that it met
         self.runs = self.witnessed = False
 
-    def start(self, rate: float = 10, port: int = 8000, at: str = "head", tokens: int = 12) -> None:
+    def start(
+        self, rate: float = 10, port: int = 8000, at: str = "head", tokens: int = 12, model: str = "chat"
+    ) -> None:
         """Send ``rate`` requests each second to a host's Serve proxy, or, port 8080 of edge, to the gateway."""
         # By address: the names' server of the containers' network pauses when a container goes.
         address = host_of(at).ansible.get_variables()["ansible_host"]
         locust = f"{ROOT}/env/bin/locust -f {ROOT}/locustfile.py"
         options = (
-            f"--headless --only-summary --host http://{address}:{port} --model chat --rate {rate} "
+            f"--headless --only-summary --host http://{address}:{port} --model {model} --rate {rate} "
             f"--max-tokens {tokens} --stall-seconds {STALL_SECONDS} --timeout-seconds 60 --warm-up-requests 3 "
             f"--run-time 900s --requests-file {self.file}"
         )
@@ -128,8 +130,8 @@ class Load:
 class Trial:
     """The cluster as its operator and its clients see it."""
 
-    def __init__(self, playbook: Playbook, load: Load) -> None:
-        self.playbook, self.load, self.head = playbook, load, host_of("head")
+    def __init__(self, playbook: Playbook, load: Load, head: Host) -> None:
+        self.playbook, self.load, self.head = playbook, load, head
 
     def base(self) -> dict[str, Any]:
         """The scenario's own configuration."""
@@ -253,8 +255,9 @@ def load(request: pytest.FixtureRequest) -> Iterator[Load]:
 
 
 @pytest.fixture
-def trial(playbook: Playbook, load: Load) -> Trial:
-    return Trial(playbook, load)
+def trial(playbook: Playbook, load: Load, host: Host) -> Trial:
+    """Return the cluster; ``host``, the head, is asked for its journal where a test fails."""
+    return Trial(playbook, load, host)
 
 
 @pytest.fixture
@@ -267,6 +270,12 @@ def witness(trial: Trial) -> Witness:
 def named() -> Callable[[str], Host]:
     """Return a function that gives a host by name."""
     return host_of
+
+
+@pytest.fixture(scope="session")
+def hosts_file() -> Path:
+    """Return the scenario's own hosts; its group_vars are beside it."""
+    return INVENTORY / "ansible_inventory.yml"
 
 
 @pytest.fixture(scope="session")
@@ -294,17 +303,24 @@ def light() -> dict[str, int]:
 
 @pytest.fixture(scope="session")
 def llm() -> Callable[..., dict[str, Any]]:
-    """Return a function that gives an application of ray.serve.llm which serves a model named chat."""
+    """Return a function that gives an application of ray.serve.llm which serves models, by default one named chat."""
 
-    def application(source: str, **engine: Any) -> dict[str, Any]:
-        model = {
-            "model_loading_config": {"model_id": "chat", "model_source": source},
-            "placement_group_config": {"bundles": [{"CPU": 1}]},
-            "engine_kwargs": {"max_model_len": 512, "dtype": "bfloat16", "enforce_eager": True, **engine},
-            "runtime_env": {"env_vars": ENVIRONMENT},
-        }
-        entry = {"name": "LLMServer:chat", "autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}
+    def application(source: str, *, models: tuple[str, ...] = ("chat",), **engine: Any) -> dict[str, Any]:
+        configs = [
+            {
+                "model_loading_config": {"model_id": model, "model_source": source},
+                "placement_group_config": {"bundles": [{"CPU": 1}]},
+                "engine_kwargs": {"max_model_len": 512, "dtype": "bfloat16", "enforce_eager": True, **engine},
+                "runtime_env": {"env_vars": ENVIRONMENT},
+            }
+            for model in models
+        ]
+        bounds = {"autoscaling_config": {"min_replicas": 1, "max_replicas": 1}}
         app = {"name": "chat", "route_prefix": "/", "import_path": "ray.serve.llm:build_openai_app"}
-        return {**app, "args": {"llm_configs": [model]}, "deployments": [entry]}
+        return {
+            **app,
+            "args": {"llm_configs": configs},
+            "deployments": [{"name": f"LLMServer:{model}", **bounds} for model in models],
+        }
 
     return application

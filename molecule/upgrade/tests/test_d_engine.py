@@ -143,3 +143,21 @@ def test_an_engine_argument_that_crashes_at_start(trial, load, light, config, as
     assert "max_model_len" in said(result) and "serves again" in said(result), result.stdout[-4000:]
     load.proven(FEW)
     assert prompt_tokens(ask) == before
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("models", "asked", "answers"),
+    [(("chat", "chat-next"), "chat", [200, 200]), (("chat-next",), "chat-next", [404, 200])],
+    ids=["both", "then-the-new-one"],
+)
+def test_another_model_id(trial, load, light, witness, config, ask, said, models, asked, answers):
+    """Both ids in one run, the old one out in the next: clients of the old, then those of the new id, lose nothing."""
+    load.start(model=asked, **light)
+    with witness:
+        result = trial.run(config(f"{MODELS}/smollm2/1", models=models))
+    load.end(FEW)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert f"chat: replace by blue_green (other model ids: {', '.join(models)})" in said(result)
+    load.proven(FEW)
+    assert [ask(model=model)[0] for model in ("chat", "chat-next")] == answers
