@@ -470,3 +470,19 @@ def test_replicas_on_nodes_that_leave_move_where_there_is_room() -> None:
     assert (found.stuck, found.moved, found.reduced, found.lost) == (0, {"chat": 2}, [], [])
     alone = leave(Cluster({"applications": runs(llm())}, {**free, "n1": {"CPU": 16.0}}, GROUPS), ["n0"])
     assert alone.lost == [f"chat/{MODEL} has no replica: no other node has room for one"]
+
+
+def test_what_runs_is_asked_for_its_own_models() -> None:
+    """Regression: a changed model id was refused, since the running application did not know the new one."""
+    ask = {
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "body": {"model": "new", "max_tokens": 4},
+        "contains": None,
+    }
+    old = {**ask, "body": {"model": "m", "max_tokens": 4}}
+    get = {"method": "GET", "path": "/v1/models", "body": None}
+    assert conf.fitting([ask], llm()) == [old]
+    assert conf.fitting([ask, old], llm()) == [old]
+    assert conf.fitting([get], llm()) == [get]
+    assert conf.fitting([ask], {"name": "chat", "import_path": "chat:build"}) == [ask]

@@ -246,7 +246,8 @@ def _fresh_results() -> None:
 
 @pytest.fixture
 def load(request: pytest.FixtureRequest) -> Iterator[Load]:
-    found = Load(re.sub(r"\W+", "-", request.node.name.removeprefix("test_").partition("[ansible")[0]))
+    name = request.node.name.removeprefix("test_").replace("ansible://head", "")
+    found = Load(re.sub(r"\W+", "-", name).strip("-"))
     yield found
     found.stop()
     if found.records:

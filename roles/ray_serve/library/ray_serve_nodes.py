@@ -213,7 +213,7 @@ def answer(params: dict[str, Any], cluster: Cluster, deadline: float) -> None:
         route = conf.route_of(app)
         if route is None or conf.is_hidden(app):
             continue
-        for request in params["requests"].get(conf.operator_name(name)) or []:
+        for request in conf.fitting(params["requests"].get(conf.operator_name(name)) or [], app):
             path = route.rstrip("/") + request["path"] or "/"
             wrong, _ = ask_until(params["base_url"], {**request, "path": path}, deadline)
             if wrong:

@@ -267,11 +267,11 @@ def make(module: AnsibleModule, serve: Serve) -> dict[str, Any]:
         sick = sickness(cluster, plan.steps, nodes, params["expected_nodes"]) if plan.waves else []
         for name, running_name in live.items():
             if not sick and cluster.details[running_name].get("status") == "RUNNING":
-                route = (conf.route_of(cluster.apps[running_name]) or "").rstrip("/")
-                for request in (
-                    (params["requests"].get(name) or [])[:1] if plan.steps[name]["action"] != "remove" else []
-                ):
-                    wrong = ask(params["base_url"], {**request, "path": route + request["path"], "contains": None})[0]
+                app = cluster.apps[running_name]
+                asked = conf.fitting(params["requests"].get(name) or [], app)
+                for request in asked[:1] if plan.steps[name]["action"] != "remove" else []:
+                    path = (conf.route_of(app) or "").rstrip("/") + request["path"]
+                    wrong = ask(params["base_url"], {**request, "path": path, "contains": None})[0]
                     sick += [f"application {name} runs and does not answer. {wrong}"] if wrong else []
         if sick:
             do = "set it right first, or go on all the same: ray_serve_require_healthy: false"

@@ -165,13 +165,14 @@ def push(params: dict[str, Any], serve: Serve) -> None:
 
 def ask_all(params: dict[str, Any], serve: Serve, config: dict[str, Any], deadline: float) -> dict[str, float]:
     """Ask every application of C(ask) its requests, on the routes that ``config`` gives them."""
-    routes = {conf.name_of(app): conf.route_of(app) for app in config.get("applications") or []}
+    apps = {conf.name_of(app): app for app in config.get("applications") or []}
     took = {}
     for name in params["ask"]:
-        if routes.get(name) is None:
+        route = conf.route_of(apps[name]) if name in apps else None
+        if route is None:
             continue
-        for request in params["requests"].get(conf.operator_name(name)) or []:
-            path = str(routes[name]).rstrip("/") + request["path"] or "/"
+        for request in conf.fitting(params["requests"].get(conf.operator_name(name)) or [], apps[name]):
+            path = route.rstrip("/") + request["path"] or "/"
             wrong, seconds = ask_until(params["base_url"], {**request, "path": path}, deadline)
             if wrong:
                 text = serve.reason(name, serve.running())

@@ -115,6 +115,17 @@ def llm_models(app: App) -> list[str]:
     return [str(c["model_loading_config"]["model_id"]) for c in configs]
 
 
+def fitting(requests: list[dict[str, Any]], runs: App) -> list[dict[str, Any]]:
+    """``requests``, made for the wanted application, as the one that runs can answer them: its own models are asked."""
+    models = llm_models(runs)
+    if not models:
+        return requests
+    named = [r for r in requests if (r.get("body") or {}).get("model")]
+    known = [r for r in requests if r not in named or r["body"]["model"] in models]
+    others = [{**named[0], "body": {**named[0]["body"], "model": m}} for m in models] if named else []
+    return known or others
+
+
 def llm_deployment(model_id: str) -> str:
     """The deployment of a model, as ray.serve.llm names it (core/server/builder.py)."""
     return "LLMServer:" + model_id.replace("/", "--").replace(".", "_")
