@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,9 @@ def test_a_changed_byte_is_found(model: Path) -> None:
     assert result["failed"] and "model-1.safetensors has other bytes" in result["msg"]
     assert f"remove {model} and {model}.manifest.json" in result["msg"]
     weights.write_bytes(safetensors(b"weights"))
+    staged = Path(f"{model}.manifest.json").stat().st_mtime_ns
     assert manifest(model)["changed"], "the same bytes again: only their time is new"
+    assert Path(f"{model}.manifest.json").stat().st_mtime_ns == staged
     stat = weights.stat()
     weights.write_bytes(safetensors(b"WEIGHTS"))
     os.utime(weights, ns=(stat.st_atime_ns, written(model)["model-1.safetensors"]["mtime_ns"]))
@@ -127,6 +131,16 @@ def test_models_that_a_configuration_names() -> None:
     paths, m, n = [f"{ROOT}/m/2", f"{ROOT}/n/1"], [{"name": "m"}], [{"name": "n"}]
     assert model_store.model_store_of_host(paths, ROOT, m, [m, n]) == [f"{ROOT}/m/2"]
     assert model_store.model_store_of_host(paths, ROOT, m, [m, m]) == paths, "n is of an inventory of before"
+
+
+def test_a_later_revision_is_later_though_the_clock_went_back(model: Path) -> None:
+    """Regression: the older of two spare revisions stayed when the clock was set back between the two stagings."""
+    manifest(model)
+    before = Path(f"{model}.manifest.json")
+    ahead = time.time() + 60
+    os.utime(before, (ahead, ahead))
+    manifest(shutil.copytree(model, model.with_name("later")))
+    assert model.with_name("later.manifest.json").stat().st_mtime > ahead
 
 
 @pytest.mark.parametrize(

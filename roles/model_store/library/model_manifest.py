@@ -8,8 +8,9 @@ module: model_manifest
 short_description: Write down what a model directory holds, or check that it still holds it
 description:
   - The first time every file is read and its size and sha256 are written beside the directory, in
-    C(<path>.manifest.json); what no engine could load is refused (no C(config.json), a safetensors file shorter than
-    its own header says, a part that the index names and that is not there).
+    C(<path>.manifest.json), whose own time is that of the staging; what no engine could load is refused (no
+    C(config.json), a safetensors file shorter than its own header says, a part that the index names and that is not
+    there).
   - Later a file is read again only where its size or time of change is another, or with I(full).
   - Names that begin with a dot are left out.
 options:
@@ -40,11 +41,13 @@ bytes:
   returned: when the directory is there
 """
 
+import glob
 import hashlib
 import json
 import os
 import struct
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -154,11 +157,11 @@ def look(path: str, known: dict[str, Entry], full: bool) -> dict[str, Entry]:
             raise Problem(f"{problem}. To do: {do}") from problem
 
     def entry(name: str) -> Entry:
-        size, time = files[name].st_size, files[name].st_mtime_ns
+        size, mtime = files[name].st_size, files[name].st_mtime_ns
         old = known.get(name, {})
-        if not full and (old.get("size"), old.get("mtime_ns")) == (size, time):
+        if not full and (old.get("size"), old.get("mtime_ns")) == (size, mtime):
             return old
-        return {"size": size, "mtime_ns": time, "sha256": sha256_of(os.path.join(path, name))}
+        return {"size": size, "mtime_ns": mtime, "sha256": sha256_of(os.path.join(path, name))}
 
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(files, pool.map(entry, files), strict=True))
@@ -167,6 +170,14 @@ def look(path: str, known: dict[str, Entry], full: bool) -> dict[str, Entry]:
 def digest_of(files: dict[str, Entry]) -> str:
     lines = [f"{files[name]['sha256']} {files[name]['size']} {name}\n" for name in sorted(files)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def staged_ns(manifest: str) -> int:
+    """When the model was staged: as the manifest says, else now, and later than its other revisions in any case."""
+    if os.path.exists(manifest):
+        return os.stat(manifest).st_mtime_ns
+    others = glob.glob(os.path.join(glob.escape(os.path.dirname(manifest)), "*.manifest.json"))
+    return max([time.time_ns(), *(os.stat(other).st_mtime_ns + 1_000_000_000 for other in others)])
 
 
 def main() -> None:
@@ -196,6 +207,7 @@ def main() -> None:
         with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(manifest), prefix=".manifest-", delete=False) as new:
             json.dump({"files": now}, new, indent=1, sort_keys=True)
             os.fchmod(new.fileno(), 0o644)
+        os.utime(new.name, ns=(time.time_ns(), staged_ns(manifest)))
         os.replace(new.name, manifest)
     total = sum(entry["size"] for entry in now.values())
     module.exit_json(changed=changed, digest=digest_of(now), bytes=total)
