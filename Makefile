@@ -15,6 +15,13 @@ endif
 ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
+# `make setup FROM=<bundle>` takes a bundle in place of the internet.
+ifdef FROM
+export PIP_NO_INDEX := 1
+export UV_OFFLINE := 1
+export PIP_FIND_LINKS := $(FROM)/control
+export UV_FIND_LINKS := $(FROM)/control
+endif
 # Neither leaks into the hosts nor hides the project's own settings.
 unexport PYTHONDONTWRITEBYTECODE PYTHONPATH
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -26,7 +33,7 @@ STAMP := .venv/.locked
 BECOME := $(shell [ "$(INVENTORY)" != inventories/local ] || [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null || echo --ask-become-pass)
 PLAYBOOK = ansible-playbook -i $(INVENTORY) $(BECOME)
 
-.PHONY: help setup up down check lint unit molecule test soak docs lock clean
+.PHONY: help setup up down check bundle lint unit molecule test soak docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -46,6 +53,9 @@ $(STAMP): $(LOCKS)/control.lock requirements.yml
 
 up: setup ## make the cluster of INVENTORY and ask its model a question (default: this machine, CPU)
 	$(PLAYBOOK) site.yml $(ARGS)
+
+bundle: setup ## gather in TO=/srv/bundle what hosts without internet install from
+	ansible-playbook -i $(INVENTORY) playbooks/bundle.yml -e bundle_destination=$(TO) $(ARGS)
 
 check: setup ## say what `make up` would change, and change nothing
 	$(PLAYBOOK) site.yml --check --diff $(ARGS)

@@ -99,6 +99,12 @@ def test_a_host_whose_gpus_cannot_be_asked(tmp_path: Path, name: str, status: in
     assert found["gpus"] == [] and says in found["gpu_error"]
 
 
+def test_installed_packages() -> None:
+    status = "Package: dpkg\nEssential: yes\nStatus: install ok installed\nArchitecture: amd64\n\nPackage: zstd\n"
+    status += "Status: deinstall ok config-files\n\nPackage: g++\nStatus: hold ok installed\n"
+    assert module.installed_packages(status) == ["dpkg", "g++"]
+
+
 @pytest.mark.parametrize(
     ("text", "system"),
     [

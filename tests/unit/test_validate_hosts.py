@@ -21,6 +21,7 @@ GOOD: dict[str, Any] = {
         "memory_bytes": 64 * GIB,
         "shm_bytes": 32 * GIB,
         "systemd": True,
+        "packages": ["libnuma1", "python3-venv"],
         "python": {"path": "/usr/bin/python3.11", "version": "3.11.2"},
         "clock_difference_seconds": 0.2,
         "cluster": "raymetal",
@@ -48,6 +49,7 @@ GOOD: dict[str, Any] = {
         "cluster": "raymetal",
         "head_address": "10.0.0.1",
         "user": "raymetal",
+        "packages": ["libnuma1"],
         "variant": "cuda",
         "python_source": "auto",
         "python_version": "3.11",
@@ -108,6 +110,7 @@ def test_the_good_host_is_good() -> None:
             "/home/raymetal",
         ),
         ({"facts.python": None, "wanted.python_source": "host"}, "python_env_python_version", "no such Python"),
+        ({"wanted.packages": ["zstd", "libnuma1"]}, "cluster_debian_mirror", "no Debian mirror and lacks zstd"),
         ({"facts.systemd": False, "wanted.supervisor": "systemd"}, "ray_node_supervisor", "not systemd"),
         (
             {"facts.paths": {**GOOD["facts"]["paths"], "/models/m": {"directory": False, "config_json": False}}},

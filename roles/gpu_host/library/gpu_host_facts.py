@@ -51,9 +51,9 @@ RETURN = r"""
 ansible_facts:
   description: >-
     One key, C(gpu_host), with os (id, version), arch, cpus, memory_bytes, swap_bytes, shm_bytes, systemd (bool: PID 1),
-    python (path and version, or null), clock_difference_seconds, user (uid, shell, home; or null), cluster (name or
-    null), route_address, disks and paths (by path), driver_version, driver_cuda, gpu_error, and gpus, a list of dicts
-    with index, uuid, name, memory_mib.
+    packages (names of the Debian packages that are installed), python (path and version, or null),
+    clock_difference_seconds, user (uid, shell, home; or null), cluster (name or null), route_address, disks and paths
+    (by path), driver_version, driver_cuda, gpu_error, and gpus, a list of dicts with index, uuid, name, memory_mib.
   type: dict
   returned: always
 """
@@ -116,6 +116,12 @@ def meminfo(text: str) -> dict[str, int]:
 def os_release(text: str) -> dict[str, str]:
     fields = dict(re.findall(r"^(\w+)=\"?([^\"\n]*)\"?$", text, re.MULTILINE))
     return {"id": fields.get("ID", "unknown"), "version": fields.get("VERSION_ID", "unknown")}
+
+
+def installed_packages(status: str) -> list[str]:
+    """Names of the packages that dpkg's status file (deb822 paragraphs) calls installed."""
+    installed = (text for text in status.split("\n\n") if re.search(r"^Status: \w+ ok installed$", text, re.MULTILINE))
+    return sorted({name[1] for text in installed if (name := re.search(r"^Package: (\S+)$", text, re.MULTILINE))})
 
 
 def find_python(version: str) -> dict[str, str] | None:
@@ -193,6 +199,7 @@ def main() -> None:
         "swap_bytes": memory.get("SwapTotal", 0),
         "shm_bytes": shm_bytes(),
         "systemd": os.path.isdir("/run/systemd/system"),
+        "packages": installed_packages(read("/var/lib/dpkg/status")),
         "python": find_python(module.params["python_version"]),
         "clock_difference_seconds": round(now - module.params["controller_time"], 1),
         "user": user_facts(module.params["user"]),

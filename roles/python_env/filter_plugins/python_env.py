@@ -55,6 +55,31 @@ def python_env_problems(
     return found
 
 
+def python_env_parts(hosts: dict[str, dict[str, Any]], share: bool) -> dict[str, dict[str, bool]]:
+    """What each host does for its environment: ``builds`` it, ``packs`` it for others that want it, ``takes`` it.
+
+    ``hosts``: name -> ``key`` (equal where the environment is), ``environment`` and ``archive``, whether it has them.
+    """
+    parts = {
+        host: {"builds": not has["environment"] and not has["archive"], "packs": False, "takes": False}
+        for host, has in hosts.items()
+    }
+    for key in {has["key"] for has in hosts.values()} if share else ():
+        alike = {host: has for host, has in hosts.items() if has["key"] == key}
+        # Whose archive is there has it from a run that was interrupted.
+        first = min(alike, key=lambda host: (not alike[host]["environment"], not alike[host]["archive"]))
+        for host in alike:
+            if host != first and not alike[host]["environment"]:
+                parts[host] = {"builds": False, "packs": False, "takes": True}
+                parts[first]["packs"] = True
+    return parts
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"lock_entry": lock_entry, "lock_version": lock_version, "python_env_problems": python_env_problems}
+        return {
+            "lock_entry": lock_entry,
+            "lock_version": lock_version,
+            "python_env_problems": python_env_problems,
+            "python_env_parts": python_env_parts,
+        }

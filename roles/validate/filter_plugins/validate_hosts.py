@@ -61,6 +61,9 @@ def _software(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> I
     if want["python_source"] == "host" and not facts["python"]:
         do = f"install python{want['python_version']}, or set python_env_python_source to managed"
         yield _problem(host, "python_env_python_version", want["python_version"], "the host has no such Python", do)
+    if lacking := sorted(set(want["packages"]) - set(facts["packages"])):
+        text = f"the host sees no Debian mirror and lacks {', '.join(lacking)}"
+        yield _problem(host, "cluster_debian_mirror", False, text, "install them, or set it to true if apt works there")
     if want["supervisor"] == "systemd" and not facts["systemd"]:
         yield _problem(host, "ray_node_supervisor", "systemd", "PID 1 is not systemd", "set it to auto or detached")
     for model in want["models"]:
