@@ -144,6 +144,11 @@ def test_one_problem(changes: dict[str, Any], variable: str, problem: str) -> No
     assert problem in found["problem"] and found["do"]
 
 
+def test_the_driver_to_install_is_named() -> None:
+    (found,) = host_problems({"h": host(**{"facts.driver_cuda": "12.8"})}, [])
+    assert found["do"] == "install a driver for CUDA 13: 580 or newer"
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -70,3 +70,21 @@ def test_a_lock_whose_pair_does_not_match_never_becomes_current(host, apply_role
     assert result.returncode != 0
     assert "goes with vllm==0.29.0, and the lock has none" in " ".join(result.stdout.split()), result.stdout[-3000:]
     assert host.check_output(f"readlink -f {PREFIX}") == before
+
+
+@pytest.mark.soak
+def test_the_cuda_lock_installs_and_is_a_pair(host, apply_role):
+    """Several gigabytes. Without a GPU its libraries load as far as they do not ask the driver; see README, Limits."""
+    root = {"python_env_root": "/srv/cuda", "python_env_prefix": "/srv/cuda/current", "python_env_variant": "cuda"}
+    # A CPU build of PyTorch among the links, as the tests may have it, would win over the lock's.
+    result = apply_role("python_env", {**root, "python_env_find_links": ""})
+    assert result.returncode == 0, result.stdout[-3000:]
+    lock = (LOCKS / "cuda.lock").read_text()
+    code = "import ray, torch, vllm, ray.serve.llm; print(ray.__version__, torch.__version__, torch.version.cuda, vllm.__version__)"
+    found = host.check_output(f"/srv/cuda/current/bin/python -W ignore -c '{code}'").splitlines()[-1].split()
+    ray, torch, vllm, cuda = (
+        re.search(rf"(?m)^{name}==(\S+)", lock)[1] for name in ("ray", "torch", "vllm", "nvidia-cuda-runtime")
+    )
+    assert found == [ray, f"{torch}+cu{found[2].replace('.', '')}", found[2], vllm]
+    assert cuda.startswith(f"{found[2]}."), "torch is built for the CUDA that gate 2 holds against the driver"
+    assert host.check_output("cat /srv/cuda/current/.complete"), "what the pair's check said"

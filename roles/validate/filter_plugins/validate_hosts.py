@@ -10,6 +10,8 @@ Problem = dict[str, Any]
 GIB = 1024**3
 INSTALLED_DISK_GIB = 1  # what a host that has its environment still needs for logs and sessions
 SHM_MINIMUM_GIB = 1
+# The first driver for each major version of CUDA, from docs.nvidia.com/deploy/cuda-compatibility.
+DRIVER_MINIMUM = {"11": 450, "12": 525, "13": 580}
 
 
 def _problem(host: str, variable: str, value: Any, text: str, do: str) -> Problem:
@@ -98,10 +100,12 @@ def _gpus(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> Itera
         yield _problem(host, "gpu_host_required_gpus", want["required_gpus"], text, do)
     if count and want["lock_cuda"]:
         has = facts["driver_cuda"]
+        major = want["lock_cuda"].split(".")[0]
         # Within one major version of CUDA newer libraries run on older drivers (NVIDIA: minor version compatibility).
-        if has is None or int(has.split(".")[0]) < int(want["lock_cuda"].split(".")[0]):
+        if has is None or int(has.split(".")[0]) < int(major):
             text = f"driver {facts['driver_version']} serves CUDA {has}, the lock is built for CUDA {want['lock_cuda']}"
-            do = f"install a driver for CUDA {want['lock_cuda'].split('.')[0]} or newer"
+            floor = f": {DRIVER_MINIMUM[major]} or newer" if major in DRIVER_MINIMUM else ""
+            do = f"install a driver for CUDA {major}{floor}"
             yield _problem(host, "python_env_lock", want["lock_cuda"], text, do)
 
 
