@@ -80,7 +80,8 @@ def test_the_cuda_lock_installs_and_is_a_pair(host, apply_role):
     result = apply_role("python_env", {**root, "python_env_find_links": ""})
     assert result.returncode == 0, result.stdout[-3000:]
     lock = (LOCKS / "cuda.lock").read_text()
-    code = "import ray, torch, vllm, ray.serve.llm; print(ray.__version__, torch.__version__, torch.version.cuda, vllm.__version__)"
+    code = "import ray, torch, vllm, ray.serve.llm as _; "
+    code += "print(ray.__version__, torch.__version__, torch.version.cuda, vllm.__version__)"
     found = host.check_output(f"/srv/cuda/current/bin/python -W ignore -c '{code}'").splitlines()[-1].split()
     ray, torch, vllm, cuda = (
         re.search(rf"(?m)^{name}==(\S+)", lock)[1] for name in ("ray", "torch", "vllm", "nvidia-cuda-runtime")
