@@ -16,6 +16,7 @@ import asyncio
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,6 +72,8 @@ async def make_by_rattler(arguments: argparse.Namespace) -> None:
             records.append(rattler.RepoDataRecord(package, file, url, channel))
     else:
         cache = arguments.cache / "packages"
+        # Fresh each time: rattler 0.28 takes a server's 304 to the index of an earlier run for a failure.
+        shutil.rmtree(arguments.cache / "repodata", ignore_errors=True)
         records = await rattler.solve(
             arguments.channel,
             arguments.spec,
