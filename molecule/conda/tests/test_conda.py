@@ -38,7 +38,7 @@ def test_it_is_a_conda_prefix_with_ray_from_the_pip_lock(host):
     assert "python-3.11." in names and "cpython-libs-3.11." in names
     pin = re.search(r"(?m)^ray==(\S+)", (PROJECT / "files/locks/cpu.lock").read_text())[1]
     found = host.check_output(f"{PREFIX}/bin/python -c 'import ray, sys; print(ray.__version__, sys.prefix)'")
-    assert found.split() == [pin, host.check_output(f"readlink -f {PREFIX}")]
+    assert found.split() == [pin, PREFIX]
     compiled = host.check_output(f"find -L {PREFIX}/lib/python3.11/site-packages/ray/serve -name '*.pyc' | wc -l")
     assert int(compiled) > 50
 
@@ -149,7 +149,7 @@ def test_an_installer_is_run_into_its_own_place(told, host, case):
     base = f"/opt/cases/{case}/conda/miniforge-1-0"
     assert told[case] == ""
     assert host.file(f"{base}/.complete").content_string == "conda 0.0.0, a stand-in\n"
-    assert sorted(host.file(base).listdir()) == [".complete", "bin", "calls.jsonl"], "nothing of an interrupted run"
+    assert sorted(host.file(base).listdir()) == ["bin", "calls.jsonl"], "nothing of an interrupted run"
     assert not host.file(f"/opt/cases/{case}/conda/miniforge.sh").exists
 
 

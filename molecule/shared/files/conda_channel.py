@@ -34,6 +34,7 @@ paths = sysconfig.get_paths("posix_prefix", vars={"base": sys.base_prefix, "inst
 print(json.dumps({
     "version": platform.python_version(), "minor": "%d.%d" % sys.version_info[:2], "prefix": sys.base_prefix,
     "stdlib": paths["stdlib"], "include": paths["include"], "binary": sys._base_executable,
+    "debian": "deb_system" in sysconfig.get_scheme_names(),
 }))
 """
 LEFT_OUT = shutil.ignore_patterns(
@@ -122,6 +123,11 @@ def pack(channel: Path, root: Path, prefix: str, index: dict[str, Any]) -> None:
 
 def main(interpreter: str, directory: str) -> None:
     python = json.loads(run(interpreter, "-c", ASK))
+    if python["debian"]:
+        sys.exit(
+            f"{python['binary']} is Debian's, which looks for packages in places of its own and cannot be moved. "
+            f"To do: uv python install {python['minor']}"
+        )
     wheel = next(Path(python["stdlib"], "ensurepip/_bundled").glob("pip-*.whl"))
     native = {"subdir": SUBDIR, "arch": "x86_64", "platform": "linux", "build": "0_test", "version": python["version"]}
     channel = Path(directory)
