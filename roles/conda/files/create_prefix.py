@@ -56,6 +56,7 @@ async def make_by_rattler(arguments: argparse.Namespace) -> None:
     """Solve, or read the lock, then fetch and link; raises what rattler raises."""
     import rattler
 
+    client = rattler.Client.default_client()  # tries again, and reads .netrc; without one rattler does neither
     if arguments.file:
         lock = arguments.file.read_text()
         # A cache of its own: rattler takes what is cached under a package's name, whatever MD5 the lock has.
@@ -79,9 +80,9 @@ async def make_by_rattler(arguments: argparse.Namespace) -> None:
             arguments.spec,
             platforms=[rattler.Subdir.current(), rattler.Subdir("noarch")],
             virtual_packages=rattler.VirtualPackage.detect(),
-            gateway=rattler.Gateway(cache_dir=arguments.cache / "repodata"),
+            gateway=rattler.Gateway(cache_dir=arguments.cache / "repodata", client=client),
         )
-    await rattler.install(records, target_prefix=arguments.prefix, cache_dir=cache, show_progress=False)
+    await rattler.install(records, target_prefix=arguments.prefix, cache_dir=cache, show_progress=False, client=client)
     lines = [f"{record.url}#{(record.sha256 or record.md5 or b'').hex()}" for record in records]
     platform = f"# platform: {rattler.Subdir.current()}"
     Path(arguments.prefix, "conda-meta/explicit.lock").write_text("\n".join([platform, "@EXPLICIT", *lines, ""]))
