@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,13 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def mirror(channel: Path) -> Iterator[str]:
-    def answer(_method: str, path: str, _headers: Any, _body: bytes) -> tuple[int, Any]:
+    """The channel at /c, and at /private for user me with password pw."""
+
+    def answer(_method: str, path: str, headers: Any, _body: bytes) -> tuple[int, Any]:
+        if path.startswith("/private/"):
+            if headers.get("Authorization", headers.get("authorization")) != f"Basic {b64encode(b'me:pw').decode()}":
+                return 401, b""
+            path = path.replace("/private/", "/c/")
         file = channel / path.removeprefix("/c/")
         return (200, file.read_bytes()) if path.startswith("/c/") and file.is_file() else (404, b"")
 
@@ -155,10 +162,11 @@ def mirror(channel: Path) -> Iterator[str]:
         yield address
 
 
-def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(tmp_path: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "roles/conda/files/create_prefix.py"), *arguments]
     command += [f"--prefix={tmp_path}/made"] + ([] if "--conda" in arguments[0] else [f"--cache={tmp_path}/cache"])
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), **environment}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_prefix_and_its_lock_and_the_prefix_of_that_lock(tmp_path: Path, mirror: str) -> None:
@@ -174,12 +182,20 @@ def test_a_prefix_and_its_lock_and_the_prefix_of_that_lock(tmp_path: Path, mirro
     assert (tmp_path / "made/hello.txt").read_text() == "hello\n"
 
 
+def test_a_password_comes_from_the_netrc_alone(tmp_path: Path, mirror: str) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password pw\n")
+    arguments = [f"--channel={mirror}/private", "python=3.11"]
+    assert run(tmp_path, *arguments, NETRC=str(tmp_path / "netrc")).returncode == 0
+    refused = run(tmp_path, *arguments, NETRC="/nowhere")
+    assert refused.returncode == 1 and "401" in refused.stderr and "may read it" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [], "nothing at home"
+
+
 @pytest.mark.parametrize(
     ("arguments", "text", "do"),
     [
         (["--channel={url}/c", "python=3.99"], "No candidates were found for python 3.99", "set conda_python_version"),
         (["--channel={url}/none", "python"], "404", "see that {url}/none is a channel"),
-        (["--channel=http://127.0.0.1:1", "python"], "Connection refused", "see that this host reaches http://127."),
         (["--file={tmp}/sha256.lock"], "hash mismatch", "what the mirror serves is not"),
         (["--file={tmp}/md5.lock"], "hash mismatch", "what the mirror serves is not"),
         (["--file={tmp}/gone.lock"], "404", "see that the lock's addresses"),

@@ -70,12 +70,8 @@ def conda_problems(values: dict[str, Any], python: str) -> list[dict[str, Any]]:
         for address in [values[variable]] if isinstance(values[variable], str) else values[variable]:
             if PASSWORD.search(address):
                 problem = "carries a password, which the process list of every host would show during the install"
-                add(
-                    variable,
-                    problem,
-                    "leave it out and give it to root on the hosts in /root/.netrc, mode 0600",
-                    address,
-                )
+                do = "leave it out and give it to root on the hosts in /root/.netrc, mode 0600"
+                add(variable, problem, do, address)
     if not re.fullmatch(rf"{re.escape(python)}(\.\d+)?", str(values["conda_python_version"])):
         problem = f"is no Python {python}, for which the pip lock is made"
         add("conda_python_version", problem, f"write {python} or {python}.x")
