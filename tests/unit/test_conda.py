@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import re
@@ -16,7 +15,6 @@ from typing import Any
 import pytest
 import yaml
 from conda_package_handling.api import create
-from rattler.index import index_fs
 from support import ROOT, http_server, load
 
 conda = load("roles/conda/filter_plugins/conda.py")
@@ -142,7 +140,11 @@ def channel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "info/paths.json").write_text(json.dumps({"paths": [path], "paths_version": 1}))
     (made / "noarch").mkdir()
     create(str(root), None, "python-3.11.7-0.conda", str(made / "noarch"))
-    asyncio.run(index_fs(made))
+    # In a process of its own: py-rattler's threads sometimes abort an ordinary end.
+    index_it = (
+        "import asyncio, os, sys; from rattler.index import index_fs; asyncio.run(index_fs(sys.argv[1])); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", index_it, str(made)], check=True, timeout=60)
     return made
 
 
