@@ -71,7 +71,7 @@ def http_server(answer: Answerer) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_PUT = do_POST = _do
+        do_GET = do_HEAD = do_PUT = do_POST = _do
 
         def log_message(self, *_: Any) -> None:
             """Say nothing."""

@@ -83,7 +83,7 @@ def requirements(name: str) -> list[Requirement]:
     return found
 
 
-@pytest.mark.parametrize("name", ["control", "cpu", "cuda", "demo", "load"])
+@pytest.mark.parametrize("name", ["control", "cpu", "cuda", "demo", "load", "rattler"])
 def test_a_lock_satisfies_its_input(name: str) -> None:
     locked = pins(f"{name}.lock")
     for wanted in requirements(f"{name}.in"):

@@ -69,7 +69,6 @@ def test_lock_version(package: str, version: str | None) -> None:
         ({"mirrors": ["https://me:secret@mirror.example/simple"]}, "python_env_index_url", "carries a password"),
         ({"lock_path": "/nowhere.lock"}, "python_env_lock", "is not a file"),
         ({"variant": "cuda"}, "python_env_lock", "the lock of variant cuda has no vllm"),
-        ({"source": "conda"}, "python_env_conda_prefix", "no conda environment is named"),
         ({"ca_bundle": "/nowhere.pem"}, "python_env_ca_bundle", "is not a file"),
     ],
 )
@@ -79,8 +78,6 @@ def test_python_env(tmp_path: Path, change: dict[str, str], variable: str, text:
     good = {
         "lock_path": str(lock),
         "variant": "cpu",
-        "source": "auto",
-        "conda_prefix": "",
         "ca_bundle": "",
         "mirrors": [""],
     }

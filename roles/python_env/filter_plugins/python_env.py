@@ -21,10 +21,8 @@ def lock_version(lock: str, package: str) -> str | None:
     return found[1] if found else None
 
 
-def python_env_problems(
-    lock_path: str, variant: str, source: str, conda_prefix: str, ca_bundle: str, mirrors: list[str]
-) -> list[dict[str, Any]]:
-    """Problems of the lock on the controller and of the choice of Python."""
+def python_env_problems(lock_path: str, variant: str, ca_bundle: str, mirrors: list[str]) -> list[dict[str, Any]]:
+    """Problems of the lock and the CA bundle on the controller, and of the mirrors' addresses."""
     found = []
     if not Path(lock_path).is_file():
         text = f"{lock_path} is not a file on the controller"
@@ -44,10 +42,6 @@ def python_env_problems(
             text = "carries a password, which the process list of every host would show during the install"
             do = "leave it out and give it to root on the hosts in ~/.netrc, mode 0600"
             found.append({"variable": "python_env_index_url", "value": shown, "problem": text, "do": do})
-    if source == "conda" and not conda_prefix:
-        text = "python_env_python_source is conda, and no conda environment is named"
-        do = "set it to the prefix of a conda environment on the hosts"
-        found.append({"variable": "python_env_conda_prefix", "value": conda_prefix, "problem": text, "do": do})
     if ca_bundle and not Path(ca_bundle).is_file():
         text = "is not a file on the controller"
         do = "name a PEM file, or empty the variable"
