@@ -16,6 +16,7 @@ RECORD: dict[str, Any] = {
     "variant": "cpu",
     "python": "3.11",
     "platform": "x86_64",
+    "conda": "",
     "models": ["m/1", "n/2"],
 }
 SUM = "0" * 64
@@ -43,15 +44,23 @@ def test_a_bundle_that_fits(path: Path) -> None:
         ({"variant": "cuda"}, "was made for variant cpu, and cuda is wanted"),
         ({"python": "3.12"}, "was made for python 3.11, and 3.12 is wanted"),
         ({"platform": "aarch64"}, "was made for platform x86_64, and aarch64 is wanted"),
-        ({"lock": "b" * 64}, "was made for lock aaaaaaaaaaaa, and bbbbbbbbbbbb is wanted"),
+        ({"lock": "b" * 64}, "was made for lock aaaaaaaaaaaaaaaa, and bbbbbbbbbbbbbbbb is wanted"),
+        ({"conda": "rattler " + "b" * 64}, "was made for conda nothing, and rattler bbbbbbbb is wanted"),
+        ({"source": "conda"}, "is no file, and a bundle holds the packages of a lock"),
         ({"models": ["m/1", "m/2"]}, "has no model m/2"),
         ({"format": 2}, "has format 1, and this version reads 2"),
-        ({"source": "managed"}, "has no build of Python"),
+        ({"source": "managed"}, "uv's builds of Python are not in a bundle"),
     ],
 )
 def test_a_bundle_that_does_not_fit(path: Path, wanted: dict[str, Any], text: str) -> None:
     (found,) = problems(path, **wanted)
     assert text in found
+
+
+def test_what_a_bundle_cannot_be_made_for() -> None:
+    (found,) = bundle.bundle_problems("", RECORD, "managed", "/srv/bundle")
+    assert found["variable"] == "python_env_python_source"
+    assert bundle.bundle_problems("", RECORD, "managed") == [], "no bundle is meant"
 
 
 def test_no_bundle(path: Path) -> None:

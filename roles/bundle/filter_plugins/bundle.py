@@ -13,15 +13,24 @@ def bundle_model_names(models: list[dict[str, Any]]) -> list[str]:
     return sorted({f"{model['name']}/{model['revision']}" for model in models if not model.get("host_path")})
 
 
-def bundle_problems(bundle: str, wanted: dict[str, Any], source: str) -> list[dict[str, Any]]:
-    """Problems of the directory ``bundle`` for hosts that want what ``wanted`` (the record of such a bundle) says."""
+def bundle_problems(bundle: str, wanted: dict[str, Any], source: str, destination: str = "") -> list[dict[str, Any]]:
+    """Problems of the directory ``bundle`` for hosts that want what ``wanted`` (the record of such a bundle) says.
+
+    ``source``: where Python comes from; ``destination``: the directory that is to be filled, if one is.
+    """
+    found: list[dict[str, Any]] = []
+
+    def add(problem: str, do: str, variable: str = "bundle_path", value: str = bundle) -> None:
+        found.append({"variable": variable, "value": value, "problem": problem, "do": do})
+
+    if (bundle or destination) and source == "managed":
+        do = "set it to host or conda"
+        add("uv's builds of Python are not in a bundle", do, "python_env_python_source", source)
+    if (bundle or destination) and source == "conda" and not wanted["conda"]:
+        do = "make one as docs/install.md says"
+        add("is no file, and a bundle holds the packages of a lock", do, "conda_lock", "")
     if not bundle:
-        return []
-    found = []
-
-    def add(problem: str, do: str) -> None:
-        found.append({"variable": "bundle_path", "value": bundle, "problem": problem, "do": do})
-
+        return found
     again = "run `make bundle` on a machine with internet, and copy it here"
     if not Path(bundle).is_absolute():
         add("is no absolute path", "write it from the root")
@@ -35,13 +44,12 @@ def bundle_problems(bundle: str, wanted: dict[str, Any], source: str) -> list[di
     if record.get("format") != wanted["format"]:
         add(f"has format {record.get('format')}, and this version reads {wanted['format']}", again)
         return found
-    for key in ("variant", "python", "platform", "lock"):
-        if record.get(key) != wanted[key]:
-            add(f"was made for {key} {str(record.get(key))[:12]}, and {str(wanted[key])[:12]} is wanted", again)
+    for key in ("variant", "python", "platform", "lock", "conda"):
+        has, want = (str(of.get(key) or "nothing")[:16] for of in (record, wanted))
+        if record.get(key, "") != wanted[key]:
+            add(f"was made for {key} {has}, and {want} is wanted", again)
     for model in sorted(set(wanted["models"]) - set(record.get("models", []))):
         add(f"has no model {model}", again)
-    if source == "managed":
-        add("has no build of Python, and python_env_python_source is managed", "set that to host or conda")
     return found
 
 
@@ -58,7 +66,7 @@ def bundle_wanted(bundle: str, lacks: Iterable[Mapping[str, Any]]) -> list[str]:
     folders = set()
     for host in lacks:
         folders |= {f"{kind}/{model}/" for model in host["models"] for kind in ("models", "packages")}
-        folders |= {"wheels/"} if host["builds"] else set()
+        folders |= {"wheels/", "conda/"} if host["builds"] else set()
     lines = (Path(bundle) / "SHA256SUMS").read_text().splitlines() if folders else []
     return [line for line in lines if line[66:].startswith(tuple(folders))]
 

@@ -23,6 +23,25 @@ def conda_is_address(installer: str) -> bool:
     return bool(re.match(r"(https?|file)://", installer))
 
 
+def conda_addresses(lock: str, alias: str, packages: str = "") -> str:
+    """An explicit lock with the addresses of a mirror, or of the directory ``packages`` (by platform) on the hosts."""
+    if packages:
+        return re.sub(r"(?m)^\w+://\S+/([\w-]+/[^/#\s]+)(?=#)", rf"file://{packages}/\1", lock)
+    return lock.replace("https://conda.anaconda.org/", f"{alias}/")
+
+
+def conda_packages(lock: str) -> list[dict[str, str]]:
+    """The packages of an explicit lock: url, path (`<platform>/<file>`), checksum (`sha256:…` or `md5:…`)."""
+    found = []
+    for line in lock.splitlines():
+        if match := LOCKED.fullmatch(line.strip()):
+            digest = (match["hash"] or "").removeprefix("sha256:")
+            checksum = f"{'md5' if len(digest) == 32 else 'sha256'}:{digest}"
+            url = line.strip().partition("#")[0]
+            found.append({"url": url, "path": f"{match['subdir']}/{match['file']}", "checksum": checksum})
+    return found
+
+
 def lock_problem(text: str, python: str) -> tuple[str, str] | None:
     """The first problem of an explicit lock and what to do, for Python of the minor version ``python``."""
     lines = [line.strip() for line in text.splitlines()]
@@ -98,4 +117,9 @@ def conda_problems(values: dict[str, Any], python: str) -> list[dict[str, Any]]:
 
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"conda_problems": conda_problems, "conda_is_address": conda_is_address}
+        return {
+            "conda_problems": conda_problems,
+            "conda_is_address": conda_is_address,
+            "conda_addresses": conda_addresses,
+            "conda_packages": conda_packages,
+        }
