@@ -61,7 +61,7 @@ class ActionModule(ActionBase):
             ) from error
         host, label = task_vars["inventory_hostname"], "/".join(arguments["path"].split("/")[-2:])
         before: dict[str, Any] = {}
-        start, since = True, time.monotonic()
+        start, changed, since = True, False, time.monotonic()
         while True:
             more = {"start": start, "secret": secret if start else {}, "wait_seconds": SHOW_SECONDS}
             # By standard input: the secret is in no file of the host and in no command line.
@@ -71,8 +71,9 @@ class ActionModule(ActionBase):
             now.pop("invocation", None)
             if now.get("failed"):
                 return {**now, "msg": f"{host}: {label}: {now.get('msg') or now.get('module_stderr') or 'no answer'}"}
+            changed = changed or now["started"] or now["changed"]
             if now["finished"]:
-                return now
+                return {**now, "changed": changed}
             start = start and not now["started"]
             display.display(f"[{host}] {label}: {progress(before, now, time.monotonic() - since)}")
             before, since = now, time.monotonic()

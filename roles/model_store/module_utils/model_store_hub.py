@@ -147,12 +147,14 @@ def wrong_files(folder: str, wanted: dict[str, Any]) -> list[str]:
 
 def clean(folder: str, wanted: dict[str, Any]) -> None:
     """Remove what is not of the model: leftovers of a killed client, files of other patterns."""
-    for base, _, names in os.walk(folder):
+    for base, _, names in os.walk(folder, topdown=False):
         for name in names:
             path = os.path.join(base, name)
             inside = os.path.relpath(path, folder)
             if path.endswith(".incomplete") or (inside not in wanted and not inside.startswith(".cache/")):
                 os.unlink(path)
+        if base != folder and not os.listdir(base):
+            os.rmdir(base)
 
 
 def fetch(job: Job, source: dict[str, Any], secret: dict[str, str], endpoint: str) -> str:

@@ -169,6 +169,7 @@ def work(job: Job, fetch: Callable[[Job], str]) -> None:
     try:
         os.makedirs(job.partial, mode=0o755, exist_ok=True)
         tree = fetch(job)
+        os.sync()  # a power cut must not leave names without bytes
         os.rename(tree, job.path)
         shutil.rmtree(job.partial, ignore_errors=True)
         os.unlink(f"{job.path}.fetch")
