@@ -4,7 +4,6 @@ import json
 import os
 from pathlib import Path
 
-testinfra_hosts = ["ansible://store-host?sudo=true"]
 ROOT = "/opt/raymetal/models"
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 
