@@ -96,10 +96,11 @@ def apply_role(
     playbook: Callable[..., subprocess.CompletedProcess[str]],
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Return a function that applies one role to the hosts with extra variables."""
-    converge = Path(__file__).parent / "shared/converge.yml"
+    own = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"]) / "converge.yml"
+    converge = own if own.exists() else Path(__file__).parent / "shared/converge.yml"
 
     def run(role: str, variables: dict[str, object]) -> subprocess.CompletedProcess[str]:
-        assert role == os.environ["MOLECULE_SCENARIO_NAME"], "the shared converge applies the scenario's own role"
+        assert role == os.environ["MOLECULE_SCENARIO_NAME"], "converge applies the scenario's own role"
         return playbook(converge, variables=variables)
 
     return run

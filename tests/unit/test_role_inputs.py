@@ -101,6 +101,23 @@ def test_python_env(tmp_path: Path, change: dict[str, str], variable: str, text:
         ({"controller_path": "{tmp}/none"}, ".controller_path", "is no directory on the controller"),
         ({"controller_path": "{tmp}/empty"}, ".controller_path", "has no config.json"),
         ({"package": {"requirements": "{tmp}/none"}}, ".package.requirements", "is no file on the controller"),
+        ({"hub": {"repo": "Qwen/Qwen3-8B", "revision": "a" * 40}}, None, None),
+        ({"hub": {"repo": "gpt2", "revision": "a" * 40}, "digest": "b" * 64}, None, None),
+        ({"archive": {"url": "https://example.com/m.tar", "sha256": "a" * 64}}, None, None),
+        ({"s3": {"bucket": "models", "prefix": "m/1", "endpoint": "http://10.0.0.1:9000"}}, None, None),
+        (
+            {"hub": {"repo": "Qwen/Qwen3-8B", "revision": "main"}},
+            ".hub.revision",
+            "is no commit: a branch or tag",
+        ),
+        ({"hub": {"repo": "Qwen/Qwen3-8B", "revision": "a" * 12}}, ".hub.revision", "is no commit"),
+        ({"hub": {"repo": "https://hf.co/a/b", "revision": "a" * 40}}, ".hub.repo", "is no repository"),
+        ({"archive": {"url": "ftp://a/m.tar", "sha256": "a" * 64}}, ".archive.url", "is no address"),
+        ({"archive": {"url": "https://me:secret@a/m.tar", "sha256": "a" * 64}}, ".archive.url", "carries a login"),
+        ({"archive": {"url": "https://a/m.tar", "sha256": "abc"}}, ".archive.sha256", "is no sha256"),
+        ({"s3": {"bucket": "s3://models/m"}}, ".s3.bucket", "is no name of a bucket"),
+        ({"s3": {"bucket": "models", "endpoint": "10.0.0.1:9000"}}, ".s3.endpoint", "is no address"),
+        ({"host_path": "/m", "digest": "sha256:abc"}, ".digest", "is no digest"),
     ],
 )
 def test_model_store(tmp_path: Path, model: dict[str, Any], key: str | None, text: str | None) -> None:
@@ -110,6 +127,36 @@ def test_model_store(tmp_path: Path, model: dict[str, Any], key: str | None, tex
     given = yaml.safe_load(yaml.safe_dump(model).replace("{tmp}", str(tmp_path)))
     found = told(model_store.model_store_problems([{"name": "a", "revision": "1", **given}]))
     assert [variable for variable, _ in found] == ([] if key is None else [f"model_store_models[0]{key}"])
+    assert text is None or text in found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "text"),
+    [
+        ({}, None, None),
+        ({"hub_endpoint": "https://mirror.example/hf", "hub_token_file": "{tmp}/token"}, None, None),
+        ({"hub_endpoint": "http://127.0.0.1:80", "hub_token_file": "{tmp}/token"}, None, None),
+        ({"s3_credentials_file": "{tmp}/keys"}, None, None),
+        ({"hub_endpoint": "mirror.example"}, "hub_endpoint", "is no address"),
+        ({"hub_endpoint": "https://u:hush@mirror"}, "hub_endpoint", "carries a login"),
+        ({"hub_endpoint": "http://mirror", "hub_token_file": "{tmp}/token"}, "hub_endpoint", "unencrypted"),
+        ({"hub_token_file": "{tmp}/none"}, "hub_token_file", "is no file on the controller"),
+        ({"hub_token_file": "{tmp}/open"}, "hub_token_file", "may be read by others on the controller"),
+        ({"hub_token_file": "{tmp}/keys"}, "hub_token_file", "has not one token in it"),
+        ({"s3_credentials_file": "{tmp}/token"}, "s3_credentials_file", "has no keys"),
+    ],
+)
+def test_model_store_settings(tmp_path: Path, settings: dict[str, str], variable: str | None, text: str | None) -> None:
+    (tmp_path / "token").write_text("hf_hush\n")
+    (tmp_path / "open").write_text("hf_hush\n")
+    (tmp_path / "keys").write_text("[default]\naws_access_key_id = a\naws_secret_access_key = hush\n")
+    for name, mode in {"token": 0o600, "open": 0o644, "keys": 0o600}.items():
+        (tmp_path / name).chmod(mode)
+    given = {key: value.replace("{tmp}", str(tmp_path)) for key, value in settings.items()}
+    problems = model_store.model_store_problems([], given)
+    assert "hush" not in str(problems)
+    found = told(problems)
+    assert [name for name, _ in found] == ([] if variable is None else [f"model_store_{variable}"])
     assert text is None or text in found[0][1]
 
 
@@ -313,3 +360,33 @@ def test_spec_problems_are_all_told() -> None:
     values = {"gpu_host_required_gpus": "many", "gpu_host_equal_gpus": "perhaps"}
     found = [variable for variable, _ in told(validate_role.spec_problems("gpu_host", SPEC, values))]
     assert sorted(found) == ["gpu_host_equal_gpus", "gpu_host_required_gpus", "gpu_host_supported_os"]
+
+
+MODEL_SPEC = yaml.safe_load((ROOT / "roles/model_store/meta/argument_specs.yml").read_text())["argument_specs"]["main"]
+HUB = {"repo": "org/m", "revision": "a" * 40}
+
+
+@pytest.mark.parametrize(
+    "hub",
+    [
+        {**HUB, "token": "hush-hush"},
+        {**HUB, "token": {"value": ["hush-hush"]}},
+        {**HUB, "password": "hush-hush", "allow_patterns": {"hush-hush": 1}},
+        {**HUB, "hf_hushhushhush": None},
+        "hf_hushhushhush",
+        ["https://me:hush@hub.example"],
+    ],
+)
+def test_a_secret_in_a_wrong_place_is_not_shown(hub: Any) -> None:
+    values = {"model_store_root": "/m", "model_store_models": [{"name": "a", "revision": "1", "hub": hub}]}
+    problems = validate_role.spec_problems("model_store", MODEL_SPEC["options"], values)
+    assert problems and "hush" not in str(validate_role.hide(problems, values))
+
+
+def test_what_is_no_secret_is_shown() -> None:
+    values = {
+        "model_store_hub_token_file": "/home/me/token",
+        "engine": {"max_num_batched_tokens": 8192, "tokenizer": "slow"},
+    }
+    problem = {"variable": "a", "value": "/home/me/token", "problem": "8192 is too much for slow", "do": "b"}
+    assert validate_role.hide([problem], values) == [problem]

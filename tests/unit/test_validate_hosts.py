@@ -10,6 +10,7 @@ from support import load
 
 host_problems = load("roles/validate/filter_plugins/validate_hosts.py").host_problems
 GIB = 1024**3
+DISK = {"device": 1, "free_bytes": 100 * GIB, "read_only": False}
 GPU = {"index": 0, "uuid": "GPU-0", "name": "NVIDIA H100", "memory_mib": 81559}
 GOOD: dict[str, Any] = {
     "address": "10.0.0.1",
@@ -26,7 +27,7 @@ GOOD: dict[str, Any] = {
         "clock_difference_seconds": 0.2,
         "cluster": "raymetal",
         "user": {"uid": 999, "shell": "/usr/sbin/nologin", "home": "/var/lib/raymetal"},
-        "disks": {"/opt/raymetal": {"device": 1, "free_bytes": 100 * GIB}},
+        "disks": dict.fromkeys(("/opt/raymetal", "/var/lib/raymetal", "/models"), DISK),
         "paths": {
             "/opt/raymetal/env/0123456789ab": {"exists": False, "directory": False, "config_json": False},
             "/models/m": {"exists": True, "directory": True, "config_json": True},
@@ -45,6 +46,7 @@ GOOD: dict[str, Any] = {
         "equal_gpus": True,
         "root": "/opt/raymetal",
         "state_dir": "/var/lib/raymetal",
+        "model_root": "/models",
         "environment": "/opt/raymetal/env/0123456789ab",
         "cluster": "raymetal",
         "head_address": "10.0.0.1",
@@ -97,9 +99,14 @@ def test_the_good_host_is_good() -> None:
         ({"facts.arch": "aarch64"}, "python_env_lock", "x86_64"),
         ({"facts.memory_bytes": 3 * GIB}, "gpu_host_memory_minimum_gib", "has 3.0 GiB of memory"),
         (
-            {"facts.disks": {"/opt/raymetal": {"device": 1, "free_bytes": 2 * GIB}}},
+            {"facts.disks": {**GOOD["facts"]["disks"], "/opt/raymetal": {**DISK, "free_bytes": 2 * GIB}}},
             "gpu_host_disk_minimum_gib",
             "2.0 GiB are free at /opt/raymetal, 10 are needed",
+        ),
+        (
+            {"facts.disks": {**GOOD["facts"]["disks"], "/models": {**DISK, "read_only": True}}},
+            "model_store_root",
+            "is on a file system that is read-only",
         ),
         ({"facts.shm_bytes": GIB // 2}, "/dev/shm", "has only 0.50 GiB"),
         ({"wanted.object_store_memory": 40 * GIB}, "ray_node_options.object_store_memory", "has only 32.00 GiB"),
@@ -163,7 +170,7 @@ def test_the_driver_to_install_is_named() -> None:
         {"facts.driver_cuda": "13.3"},
         {**NO_GPU, "wanted.lock_cuda": None, "wanted.variant": "cpu"},
         {  # what is installed is not asked for again
-            "facts.disks": {"/opt/raymetal": {"device": 1, "free_bytes": 2 * GIB}},
+            "facts.disks": {**GOOD["facts"]["disks"], "/opt/raymetal": {**DISK, "free_bytes": 2 * GIB}},
             "facts.paths": {**GOOD["facts"]["paths"], "/opt/raymetal/env/0123456789ab": {"exists": True}},
         },
     ],

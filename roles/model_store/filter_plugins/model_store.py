@@ -1,53 +1,208 @@
-"""Relations between the inputs of model_store."""
+"""Relations between the inputs of model_store, and which host gets what."""
 
 from __future__ import annotations
 
+import configparser
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-SOURCES = ("host_path", "controller_path", "package")
+LOCAL = ("host_path", "controller_path", "package")
+REMOTE = ("hub", "archive", "s3")
+SOURCES = LOCAL + REMOTE
+PASSWORD = re.compile(r"://[^/@\s]*@")
+Model = dict[str, Any]
+Found = list[tuple[str, Any, str, str]]  # key below the model, value, problem, what to do
 
 
-def model_store_problems(models: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Problems of the models: names, sources, and what the controller can see of them."""
+def _address(key: str, url: str) -> Found:
+    """Problems of an HTTP(S) address; a password in it is not shown."""
+    if PASSWORD.search(url):
+        do = "leave it out and give the login to root on the hosts in ~/.netrc, mode 0600"
+        return [(key, PASSWORD.sub("://***@", url), "carries a login, which logs and process lists would show", do)]
+    if not re.match(r"https?://[^/\s]+", url):
+        return [(key, url, "is no address", "write it as https://host/path")]
+    return []
+
+
+def _local(model: Model) -> Found:
+    if model.get("host_path"):
+        path = str(model["host_path"])
+        return [] if path.startswith("/") else [(".host_path", path, "is no absolute path", "write it from the root")]
+    if model.get("controller_path"):
+        folder = Path(model["controller_path"])
+        if not folder.is_dir():
+            return [(".controller_path", str(folder), "is no directory on the controller", "correct the path")]
+        text = "has no config.json: no model that vLLM loads"
+        there = (folder / "config.json").is_file()
+        return [] if there else [(".controller_path", str(folder), text, "correct the path")]
+    lock = model["package"]["requirements"]
+    text = "is no file on the controller"
+    return [] if Path(lock).is_file() else [(".package.requirements", lock, text, "correct the path")]
+
+
+def _remote(model: Model) -> Found:
+    found: Found = []
+    if hub := model.get("hub"):
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", hub["repo"]):
+            found.append((".hub.repo", hub["repo"], "is no repository", "write it as owner/name"))
+        if not re.fullmatch(r"[0-9a-f]{40}", str(hub["revision"])):
+            text = "is no commit: a branch or tag may be other bytes tomorrow, and on another host"
+            do = "write the 40 digits of a commit, from 'Files and versions', 'History' on the model's page"
+            found.append((".hub.revision", hub["revision"], text, do))
+    elif archive := model.get("archive"):
+        found += _address(".archive.url", archive["url"])
+        if not re.fullmatch(r"[0-9a-fA-F]{64}", archive["sha256"]):
+            found.append((".archive.sha256", archive["sha256"], "is no sha256", "write its 64 digits (sha256sum FILE)"))
+    elif s3 := model.get("s3"):
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]+", s3["bucket"]):
+            do = "write the bucket's name alone; what is below it is s3.prefix"
+            found.append((".s3.bucket", s3["bucket"], "is no name of a bucket", do))
+        found += _address(".s3.endpoint", s3["endpoint"]) if s3.get("endpoint") else []
+    return found
+
+
+def model_store_problems(models: list[Model], settings: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Problems of the models: names, sources, and what the controller can see of them.
+
+    ``settings``: hub_endpoint, hub_token_file, s3_credentials_file.
+    """
     found = []
-
-    def add(index: int, key: str, value: Any, problem: str, do: str) -> None:
-        variable = f"model_store_models[{index}]{key}"
-        found.append({"variable": variable, "value": value, "problem": problem, "do": do})
-
     counts = Counter(model["name"] for model in models)
     for index, model in enumerate(models):
+        own: Found = []
         if counts[model["name"]] > 1:
-            add(index, ".name", model["name"], "another model has the same name", "give each its own")
+            own.append((".name", model["name"], "another model has the same name", "give each its own"))
         for key in ("name", "revision"):
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", str(model[key])):
-                add(index, f".{key}", model[key], "is no directory name", "use letters, digits, dot, dash, underscore")
+                do = "use letters, digits, dot, dash, underscore"
+                own.append((f".{key}", model[key], "is no directory name", do))
+        if model.get("digest") and not re.fullmatch(r"[0-9a-f]{64}", model["digest"]):
+            own.append(
+                (".digest", model["digest"], "is no digest", "copy it from the message of a run, or leave it out")
+            )
         given = [source for source in SOURCES if model.get(source)]
         if len(given) != 1:
             do = "give exactly one of " + ", ".join(SOURCES)
-            add(index, "", model["name"], f"has {len(given)} sources", do)
+            own.append(("", model["name"], f"has {len(given)} sources", do))
+        else:
+            own += (_local if given[0] in LOCAL else _remote)(model)
+        found += [(f"model_store_models[{index}]{key}", *rest) for key, *rest in own]
+    found += [(f"model_store_{key}", *rest) for key, *rest in _settings(settings or {})]
+    return [dict(zip(("variable", "value", "problem", "do"), entry, strict=True)) for entry in found]
+
+
+def _settings(settings: dict[str, Any]) -> Found:
+    found: Found = []
+    endpoint = settings.get("hub_endpoint") or ""
+    if endpoint:
+        found += _address("hub_endpoint", endpoint)
+    for key in ("hub_token_file", "s3_credentials_file"):
+        if not (name := settings.get(key)):
             continue
-        if given == ["host_path"] and not str(model["host_path"]).startswith("/"):
-            add(index, ".host_path", model["host_path"], "is no absolute path", "write it from the root")
-        if given == ["controller_path"]:
-            path = Path(model["controller_path"])
-            if not path.is_dir():
-                add(index, ".controller_path", str(path), "is no directory on the controller", "correct the path")
-            elif not (path / "config.json").is_file():
-                add(
-                    index,
-                    ".controller_path",
-                    str(path),
-                    "has no config.json: no model that vLLM loads",
-                    "correct the path",
-                )
-        if given == ["package"] and not Path(model["package"]["requirements"]).is_file():
-            value = model["package"]["requirements"]
-            add(index, ".package.requirements", value, "is no file on the controller", "correct the path")
+        path = Path(name).expanduser()
+        if not path.is_file():
+            found.append((key, name, "is no file on the controller", "correct the path, or empty the variable"))
+        elif path.stat().st_mode & 0o077:
+            found.append((key, name, "may be read by others on the controller", f"chmod 600 {name}"))
+        elif key == "hub_token_file" and not re.fullmatch(r"\S+", path.read_text().strip()):
+            found.append((key, name, "has not one token in it", "put the token into it, and nothing else"))
+        elif key == "s3_credentials_file" and not _has_keys(path):
+            do = "write it as ~/.aws/credentials is: [default], aws_access_key_id = ..., aws_secret_access_key = ..."
+            found.append((key, name, "has no keys", do))
+    local = re.match(r"http://(127\.|localhost[:/]|\[::1\])", endpoint + "/")
+    if settings.get("hub_token_file") and endpoint.startswith("http://") and not local:
+        do = "use https, or leave model_store_hub_token_file empty"
+        found.append(("hub_endpoint", endpoint, "would carry the token unencrypted", do))
     return found
+
+
+def _has_keys(path: Path) -> bool:
+    parser = configparser.RawConfigParser()
+    try:
+        parser.read_string(path.read_text())
+    except configparser.Error:
+        return False
+    return all(parser.has_option("default", f"aws_{key}") for key in ("access_key_id", "secret_access_key"))
+
+
+def model_store_kind(model: Model) -> str:
+    """The model's source: one of SOURCES."""
+    return next(source for source in SOURCES if model.get(source))
+
+
+def model_store_remote(models: list[Model]) -> list[Model]:
+    """The models that come from the network."""
+    return [model for model in models if model_store_kind(model) in REMOTE]
+
+
+def model_store_source(model: Model) -> str:
+    """What the bytes of a model follow from, for its manifest; empty where only the bytes themselves say it."""
+    if "source" in model:
+        return str(model["source"])
+    kind = model_store_kind(model)
+    if kind == "hub":
+        hub = model["hub"]
+        patterns = [f" {key}: {', '.join(hub[key])}" for key in ("allow_patterns", "ignore_patterns") if hub.get(key)]
+        return f"hub {hub['repo']}@{hub['revision']}" + "".join(patterns)
+    if kind == "archive":
+        return f"archive {model['archive']['sha256'].lower()}"
+    if kind == "s3":
+        return f"s3 {model['s3']['bucket']}/{model['s3'].get('prefix') or ''}"
+    return ""
+
+
+def model_store_bundled(models: list[Model], bundle: str) -> list[Model]:
+    """The models as they come from the directory ``bundle`` on the controller; as they are where it is empty."""
+
+    def bundled(model: Model) -> Model:
+        place = f"{model['name']}/{model['revision']}"
+        if [source for source in SOURCES if model.get(source)] in ([], ["host_path"]):
+            return model
+        if model.get("package"):
+            return {**model, "package": {**model["package"], "wheels": f"{bundle}/packages/{place}"}}
+        came: Model = {"controller_path": f"{bundle}/models/{place}", "source": model_store_source(model)}
+        return {key: model[key] for key in ("name", "revision", "digest") if key in model} | came
+
+    return [bundled(model) for model in models] if bundle else models
+
+
+def model_store_mine(models: list[Model], host: str, seen: dict[str, Any], once: bool) -> list[Model]:
+    """Of the ``models`` of ``host`` those that it is to get by itself.
+
+    ``seen`` is host -> results of a stat for each of its models. With ``once`` a model is got by the first host that
+    lacks it, and by none where one holds it: the others take it from there.
+    """
+
+    holders, lackers = _parted(seen)
+    mine = [model for model in models if host in lackers.get(_key(model), [])]
+    if not once:
+        return mine
+    return [m for m in mine if lackers[_key(m)][0] == host and _key(m) not in holders]
+
+
+def model_store_offered(models: list[Model], host: str, seen: dict[str, Any], mine: list[Model]) -> list[Model]:
+    """Of the ``models`` of ``host`` those that another host lacks, and may take from it."""
+    holders, lackers = _parted(seen)
+    got = [_key(model) for model in mine]
+    return [m for m in models if _key(m) in got or (host in holders.get(_key(m), []) and lackers.get(_key(m)))]
+
+
+def _key(model: Model) -> str:
+    return f"{model['name']}/{model['revision']}"
+
+
+def _parted(seen: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Model -> hosts that have it, and model -> hosts that lack it; what is linked counts only where it is there."""
+    holders: dict[str, list[str]] = {}
+    lackers: dict[str, list[str]] = {}
+    for name, results in seen.items():
+        for result in results:
+            where = holders if result.get("stat", {}).get("exists") else lackers
+            if where is holders or model_store_kind(result["item"]) != "host_path":
+                where.setdefault(_key(result["item"]), []).append(name)
+    return holders, lackers
 
 
 def model_store_unequal(hosts: dict[str, dict[str, str]]) -> list[str]:
@@ -104,6 +259,12 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "model_store_problems": model_store_problems,
+            "model_store_kind": model_store_kind,
+            "model_store_remote": model_store_remote,
+            "model_store_source": model_store_source,
+            "model_store_bundled": model_store_bundled,
+            "model_store_mine": model_store_mine,
+            "model_store_offered": model_store_offered,
             "model_store_unequal": model_store_unequal,
             "model_store_named": model_store_named,
             "model_store_of_host": model_store_of_host,

@@ -22,6 +22,15 @@ options:
     description: Whether every file is read again.
     type: bool
     default: false
+  source:
+    description:
+      - What the bytes follow from, written down too. Later another source is refused - the bytes would be the old ones.
+    type: str
+    default: ''
+  digest:
+    description: What C(digest) must be; empty is whatever it is.
+    type: str
+    default: ''
 author: Raymetal
 """
 EXAMPLES = r"""
@@ -123,13 +132,14 @@ def check_loadable(path: str, files: dict[str, os.stat_result]) -> None:
             raise Problem(f"{full} has {stat.st_size} bytes and should have {length}: it is cut short or corrupt")
 
 
-def read_manifest(path: str) -> dict[str, Entry]:
+def read_manifest(path: str) -> tuple[dict[str, Entry], str]:
+    """Files and source as they were written down; both empty where nothing was."""
     try:
         with open(path, encoding="utf-8") as handle:
-            files: dict[str, Entry] = json.load(handle)["files"]
-            return files
+            content = json.load(handle)
+            return content["files"], content.get("source", "")
     except FileNotFoundError:
-        return {}
+        return {}, ""
     except (ValueError, LookupError, TypeError) as error:
         raise Problem(f"{path} is broken: {error!r}. To do: remove it, and run again") from error
 
@@ -180,9 +190,32 @@ def staged_ns(manifest: str) -> int:
     return max([time.time_ns(), *(os.stat(other).st_mtime_ns + 1_000_000_000 for other in others)])
 
 
+def compare(path: str, manifest: str, params: dict[str, Any]) -> tuple[dict[str, Entry], str, bool]:
+    """Files and source to write down, and whether that is anything new; Problem where it is not what it should be."""
+    known, origin = read_manifest(manifest)
+    source = params["source"] or origin
+    remove = f"remove {path} and {manifest}, and run --tags models"
+    if origin and source != origin:
+        do = f"give it another revision (of model_store_models), or {remove}"
+        raise Problem(f"{path} was staged from {origin}, and the inventory names {source}. To do: {do}")
+    now = look(path, known, params["full"])
+    if known and (wrong := differences(known, now)):
+        do = f"if that was meant, give it another revision; else {remove}"
+        raise Problem(f"{path} is not what was staged: {'; '.join(wrong[:5])}. To do: {do}")
+    if params["digest"] not in ("", digest_of(now)):
+        do = f"correct digest, or the source and then {remove}"
+        raise Problem(f"{path} has digest {digest_of(now)}, and the inventory names {params['digest']}. To do: {do}")
+    return now, source, (now, source) != (known, origin)
+
+
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"path": {"type": "path", "required": True}, "full": {"type": "bool", "default": False}},
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "full": {"type": "bool", "default": False},
+            "source": {"type": "str", "default": ""},
+            "digest": {"type": "str", "default": ""},
+        },
         supports_check_mode=True,
     )
     path = module.params["path"]
@@ -192,20 +225,13 @@ def main() -> None:
             module.exit_json(changed=True)  # staged by the real run only
         module.fail_json(msg=f"{path} is no directory. To do: --tags models")
     try:
-        known = read_manifest(manifest)
-        now = look(path, known, module.params["full"])
-        if known and (wrong := differences(known, now)):
-            do = (
-                f"if that was meant, give it another revision; else remove {path} and {manifest}, and run --tags models"
-            )
-            raise Problem(f"{path} is not what was staged: {'; '.join(wrong[:5])}. To do: {do}")
+        now, source, changed = compare(path, manifest, module.params)
     except Problem as problem:
         module.fail_json(msg=str(problem))
-    changed = now != known
     if changed and not module.check_mode:
         # Of its own name: hosts may share the directory.
         with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(manifest), prefix=".manifest-", delete=False) as new:
-            json.dump({"files": now}, new, indent=1, sort_keys=True)
+            json.dump({"files": now, **({"source": source} if source else {})}, new, indent=1, sort_keys=True)
             os.fchmod(new.fileno(), 0o644)
         os.utime(new.name, ns=(time.time_ns(), staged_ns(manifest)))
         os.replace(new.name, manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,57 @@ ansible_facts:
 """
 
 
+# Names of settings that hold a secret itself, not the path of a file or a name for one; and what gives a secret away.
+SECRET_NAME = re.compile(
+    r"(?i)(?:^|[_-])(?:token|secret|passw(?:or)?d|passphrase|credentials?|api_?key|access_?key)(?:$|[_-])"
+)
+NO_SECRET_NAME = re.compile(r"(?i)_(?:file|path|dir|mode|name)$")
+SECRET_LENGTH_MIN = 6  # a shorter one would blacken the messages themselves
+SECRET = re.compile(
+    r"\b(?:hf_|sk-|gh[ps]_|glpat-|xox[abp]-|AKIA|ASIA)[A-Za-z0-9_-]{8,}|(?<=://)[^/@\s]*(?=@)|\bBearer \S+"
+)
+HIDDEN = "***"
+
+
+def secrets_of(value: Any, named: bool = False) -> set[str]:
+    """Strings below ``value`` that stand under a name of a secret, whatever their shape."""
+    if isinstance(value, Mapping):
+        return {
+            text
+            for key, below in value.items()
+            for text in secrets_of(
+                below, named or bool(SECRET_NAME.search(str(key)) and not NO_SECRET_NAME.search(str(key)))
+            )
+        }
+    if isinstance(value, (list, tuple, set)):
+        return {text for below in value for text in secrets_of(below, named)}
+    return {value} if named and isinstance(value, str) and len(value) >= SECRET_LENGTH_MIN else set()
+
+
+def hide(problems: list[dict[str, Any]], values: dict[str, Any]) -> list[dict[str, Any]]:
+    """The problems without the secrets that a value or a message repeats, one in a wrong place among them."""
+    secrets = sorted(secrets_of(values), key=len, reverse=True)
+
+    def shown(text: str) -> str:
+        for secret in secrets:
+            text = text.replace(secret, HIDDEN)
+        return SECRET.sub(HIDDEN, text)
+
+    return [{key: value if value is None else shown(str(value)) for key, value in p.items()} for p in problems]
+
+
 def spec_problems(role: str, spec: dict[str, Any], values: dict[str, Any]) -> list[dict[str, Any]]:
     """Problems of ``values`` (variable -> templated value) against ``spec``, the options of an argument spec."""
     problems = []
     for message in ArgumentSpecValidator(spec).validate(values).error_messages:
         named = re.search(rf"\b({'|'.join(map(re.escape, spec))})\b", message)
         variable = named[1] if named else role
+        value = values.get(variable)
         problems.append(
             {
                 "variable": variable,
-                "value": values.get(variable),
+                # Of a whole structure the message names the key; the rest of it is nobody's business.
+                "value": None if isinstance(value, (Mapping, list, tuple)) else value,
                 "problem": message,
                 "do": f"see `ansible-doc -t role -r roles {role}`",
             }
@@ -82,4 +124,5 @@ class ActionModule(ActionBase):
             found, failed = self._template(rules, task_vars)
             problems += failed or found
         host = task_vars["inventory_hostname"]
-        return {"changed": False, "ansible_facts": {f"validate_{name}": [{"host": host, **p} for p in problems]}}
+        found = [{"host": host, **p} for p in hide(problems, values)]
+        return {"changed": False, "ansible_facts": {f"validate_{name}": found}}

@@ -41,6 +41,11 @@ def _machine(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> It
         text = f"{free:.1f} GiB are free at {want['root']}, {need} are needed"
         do = "free some space, or set cluster_root to a larger file system"
         yield _problem(host, "gpu_host_disk_minimum_gib", need, text, do)
+    places = {"cluster_root": "root", "cluster_state_dir": "state_dir", "model_store_root": "model_root"}
+    for variable, key in places.items():
+        if facts["disks"][want[key]]["read_only"]:
+            text, do = "is on a file system that is read-only", "mount it writable, or choose another place"
+            yield _problem(host, variable, want[key], text, do)
     store, shm = _asked(want, "object_store_memory"), facts["shm_bytes"]
     if shm < (store or SHM_MINIMUM_GIB * GIB):
         variable = "ray_node_options.object_store_memory" if store else "/dev/shm"
