@@ -73,6 +73,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -130,7 +131,9 @@ def transfer(params: dict[str, Any], trees: list[Tree], aria2: Aria2, state_dire
         begin(trees, aria2)
         while not END.is_set():
             for tree in trees:
-                tree.look(aria2, pool)
+                # Busy with a slow disk, aria2c may be silent for a moment; the stall limit is for longer silence.
+                with suppress(OSError):
+                    tree.look(aria2, pool)
             write_state(state_directory, {"trees": [tree.state() for tree in trees], "rate": rates(trees)})
             now = [(tree.phase, tree.done, tree.rates[1] > 0) for tree in trees]
             if now != before or any(sending for _, _, sending in now):
@@ -183,7 +186,7 @@ def main() -> None:
         os.mkdir(state_directory, 0o700)
         trees = [Tree(state_directory, given) for given in params["trees"]]
         run(params, trees, state_directory, lock)
-    except Problem as problem:
+    except (Problem, OSError) as problem:
         wrong = str(problem)
     except Exception:  # noqa: BLE001 - whoever watches is to hear of it too
         wrong = traceback.format_exc()

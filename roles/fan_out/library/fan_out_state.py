@@ -133,9 +133,9 @@ def main() -> None:
     received = state.get("received", [])
     result = {"trees": [], "rate": 0, **state, "finished": True, "received": received, "changed": bool(received)}
     if not state.get("ended"):
-        module.fail_json(msg="the job was ended from outside. To do: run again, it goes on from here", **result)
+        module.fail_json(msg="the job was ended from outside. To do: run again, it goes on from here")
     if state["problem"]:
-        module.fail_json(msg=state["problem"], **result)
+        module.fail_json(msg=state["problem"], received=received, changed=bool(received))
     module.exit_json(**result)
 
 

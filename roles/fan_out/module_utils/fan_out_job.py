@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from ansible.module_utils.fan_out_aria2 import Aria2
-from ansible.module_utils.fan_out_torrent import info_hash
+from ansible.module_utils.fan_out_torrent import PIECE_MIN_BYTES, info_hash
 from ansible.module_utils.fan_out_tree import Files, Problem, carried, check_sizes, place, prepare
 
 TAKE_OVER_SECONDS = 20
@@ -130,12 +130,19 @@ class Tree:
         }
         aria2.call("addTorrent", base64.b64encode(self.torrent).decode(), [], options)
 
+    def _given_up(self, why: str) -> Problem:
+        space = os.statvfs(os.path.dirname(self.path))
+        free = space.f_bavail * space.f_frsize
+        if self.receive and free < PIECE_MIN_BYTES * 16:
+            why += f"; {free >> 20} MiB are free at {self.path}"
+        return Problem(f"{self.name}: aria2c gave up: {why}. To do: correct it, and run again; it goes on from here")
+
     def look(self, aria2: Aria2, pool: ThreadPoolExecutor) -> None:
         """Bring the state up to date, and do what is next."""
         if self.torrent:
             status = aria2.call("tellStatus", self.gid, STATUS_KEYS)
             if status["status"] in ("error", "removed"):
-                raise Problem(f"{self.name}: aria2c gave up: {status.get('errorMessage') or aria2.last_words()}")
+                raise self._given_up(status.get("errorMessage") or aria2.last_words())
             self.rates = (int(status["downloadSpeed"]), int(status["uploadSpeed"]))
             checking = "verifiedLength" in status or status.get("verifyIntegrityPending") == "true"
             arrived = not checking and status["completedLength"] == status["totalLength"] != "0"
@@ -148,7 +155,12 @@ class Tree:
             self.phase = "verifying"
             self._place = pool.submit(place, self.partial, self.path, self.files)
         if self.phase == "verifying" and self._place and self._place.done():
-            self._place.result()
+            try:
+                self._place.result()
+            except OSError as error:
+                raise Problem(
+                    f"{self.name} cannot be put in place: {error}. To do: correct it, and run again"
+                ) from error
             self._point_at(self.path)
             self.phase = "complete"
 
