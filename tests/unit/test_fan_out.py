@@ -239,7 +239,7 @@ def test_a_tree_is_placed_whole_with_its_manifest(tree: Path) -> None:
 def test_a_changed_byte_never_becomes_a_tree(tree: Path, size: int) -> None:
     partial, target, files = received(tree)
     (partial / "b.bin").write_bytes(b"b" * (size - 1) + b"X")
-    with pytest.raises(fan_out_tree.Problem, match=r"b\.bin is not what the manifest says"):
+    with pytest.raises(fan_out_tree.Problem, match=r"b\.bin is not what the manifest of the host"):
         fan_out_tree.place(str(partial), str(target), files)
     assert partial.exists() and not target.exists() and not Path(f"{target}.manifest.json").exists()
 

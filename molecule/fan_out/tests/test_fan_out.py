@@ -192,6 +192,23 @@ def test_a_lost_host_and_a_full_disk_stop_neither_the_others_nor_the_next_run(ap
     assert "changed=0" in recap(again.stdout)["fan2"]
 
 
+def test_without_anybody_who_sends_the_run_ends_and_says_what_is_missing() -> None:
+    tree = "/srv/trees/stalled"
+    new_tree("fan1", tree, 20_000_000)
+    with in_the_background(variables(tree, fan_out_limit_bytes_per_second=500_000, fan_out_stall_seconds=4)) as running:
+        wait_for("fan2", f"test $(du -m {tree}.partial | cut -f1) -ge 1")
+        HOSTS["fan1"].run_expect([0], "pkill -x aria2c")
+        output, _ = running.communicate(timeout=120)
+    text = " ".join(output.split())
+    assert ["failed=1" in line for line in recap(output).values()] == [True] * 4, output[-5000:]
+    assert "aria2c ended with code" in text and f"of 20000000 bytes of {tree}" in text
+    assert "no byte came for 4 s from any of" in text
+    for name in NAMES[1:]:
+        assert not HOSTS[name].file(tree).exists and HOSTS[name].file(f"{tree}.partial").exists
+        forget(name, tree)
+    assert_nothing_is_left()
+
+
 def test_nothing_to_bring_is_a_matter_of_seconds(apply_role) -> None:
     started = time.monotonic()
     done = apply_role("fan_out", {})

@@ -133,10 +133,10 @@ def transfer(params: dict[str, Any], trees: list[Tree], aria2: Aria2, state_dire
             for tree in trees:
                 # Busy with a slow disk, aria2c may be silent for a moment; the stall limit is for longer silence.
                 with suppress(OSError):
-                    tree.look(aria2, pool)
+                    tree.look(aria2, pool, END.is_set)
             write_state(state_directory, {"trees": [tree.state() for tree in trees], "rate": rates(trees)})
             now = [(tree.phase, tree.done, tree.rates[1] > 0) for tree in trees]
-            if now != before or any(sending for _, _, sending in now):
+            if now != before or any(sending or phase == "verifying" for phase, _, sending in now):
                 before, moved = now, time.monotonic()
             quiet = time.monotonic() - moved
             if quiet > params["stall_seconds"] and any(tree.phase == "receiving" for tree in trees):

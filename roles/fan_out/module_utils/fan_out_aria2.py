@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 from ansible.module_utils.fan_out_torrent import bencode
 from ansible.module_utils.fan_out_tree import Problem
 
-ASK_AGAIN_SECONDS = 5
+ASK_AGAIN_SECONDS = 2  # a peer that was not up yet is tried again as soon
 ANSWER_SECONDS = 20
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is not for the loopback
 Peer = dict[str, Any]  # address, port

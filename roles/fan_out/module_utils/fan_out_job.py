@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -137,11 +138,13 @@ class Tree:
             why += f"; {free >> 20} MiB are free at {self.path}"
         return Problem(f"{self.name}: aria2c gave up: {why}. To do: correct it, and run again; it goes on from here")
 
-    def look(self, aria2: Aria2, pool: ThreadPoolExecutor) -> None:
-        """Bring the state up to date, and do what is next."""
+    def look(self, aria2: Aria2, pool: ThreadPoolExecutor, ended: Callable[[], bool]) -> None:
+        """Bring the state up to date, and do what is next. ``ended``: whether the job is to end."""
         if self.torrent:
             status = aria2.call("tellStatus", self.gid, STATUS_KEYS)
-            if status["status"] in ("error", "removed"):
+            # Who has all of it has nothing to lose when it cannot send any more.
+            safe = self.receive and self.phase in ("verifying", "complete")
+            if status["status"] in ("error", "removed") and not safe:
                 raise self._given_up(status.get("errorMessage") or aria2.last_words())
             self.rates = (int(status["downloadSpeed"]), int(status["uploadSpeed"]))
             checking = "verifiedLength" in status or status.get("verifyIntegrityPending") == "true"
@@ -153,7 +156,7 @@ class Tree:
             arrived = True
         if self.phase in ("starting", "receiving") and arrived:
             self.phase = "verifying"
-            self._place = pool.submit(place, self.partial, self.path, self.files)
+            self._place = pool.submit(place, self.partial, self.path, self.files, ended)
         if self.phase == "verifying" and self._place and self._place.done():
             try:
                 self._place.result()

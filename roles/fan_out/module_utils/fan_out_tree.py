@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -120,18 +121,21 @@ def prepare(partial: str, files: Files) -> bool:
     return any(os.path.exists(os.path.join(partial, name)) for name in carried(files))
 
 
-def finish_file(full: str, entry: dict[str, Any]) -> dict[str, Any]:
+def finish_file(full: str, entry: dict[str, Any], ended: Callable[[], bool]) -> dict[str, Any]:
     """Verify one received file, give it its mode, and bring it to the disk; its line of the manifest."""
     digest = hashlib.sha256()
     with open(full, "rb", buffering=0) as handle:
         while chunk := handle.read(CHUNK_BYTES):
             digest.update(chunk)
+            if ended():
+                raise Problem(f"ended while {full} was verified. To do: run again")
         os.fchown(handle.fileno(), 0, 0)
         os.fchmod(handle.fileno(), 0o644)
         os.fsync(handle.fileno())
         now = os.fstat(handle.fileno())
     if digest.hexdigest() != entry["sha256"] or now.st_size != entry["size"]:
-        raise Problem(f"{full} is not what the manifest says")
+        do = "To do: --tags verify on the hosts that hold it, correct it there, and run again"
+        raise Problem(f"{full} is not what the manifest of the host that offered it says. {do}")
     return {"size": now.st_size, "mtime_ns": now.st_mtime_ns, "sha256": entry["sha256"]}
 
 
@@ -143,13 +147,15 @@ def sync_directory(path: str) -> None:
         os.close(handle)
 
 
-def place(partial: str, path: str, files: Files) -> None:
+def place(partial: str, path: str, files: Files, ended: Callable[[], bool] = lambda: False) -> None:
     """Verify every byte of ``partial`` and put it in place; raises Problem, and ``partial`` stays, where it is not so.
 
-    The manifest comes first: a tree that is there has one, and one without a tree promises nothing.
+    The manifest comes first: a tree that is there has one, and one without a tree promises nothing. ``ended``: whether
+    to give up.
     """
     with ThreadPoolExecutor(READERS) as pool:
-        done = dict(pool.map(lambda name: (name, finish_file(os.path.join(partial, name), files[name])), files))
+        found = pool.map(lambda name: finish_file(os.path.join(partial, name), files[name], ended), files)
+        done = dict(zip(files, found))  # noqa: B905 - Python 3.9 on a host does not know strict
     for folder, _, _ in os.walk(partial):
         os.chown(folder, 0, 0)
         os.chmod(folder, 0o755)
