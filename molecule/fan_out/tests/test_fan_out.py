@@ -30,8 +30,11 @@ def forget(name: str, *trees: str) -> None:
         HOSTS[name].run_expect([0], f"rm -rf {tree} {tree}.partial {tree}.manifest.json")
 
 
-def new_tree(name: str, tree: str, size: int) -> None:
-    HOSTS[name].run_expect([0], f"rm -rf {tree} {tree}.manifest.json && make_trees {tree} {size}")
+def new_tree(tree: str, size: int) -> None:
+    """A tree that fan1 alone holds."""
+    for name in NAMES:
+        forget(name, tree)
+    HOSTS["fan1"].run_expect([0], f"make_trees {tree} {size}")
 
 
 def wait_for(name: str, command: str, seconds: float = 30) -> None:
@@ -143,7 +146,7 @@ def test_a_holder_whose_bytes_are_others_than_its_manifest_says_is_not_believed(
 
 def test_ansible_killed_in_the_middle_and_a_changed_byte_meanwhile(apply_role) -> None:
     tree = "/srv/trees/killed"
-    new_tree("fan1", tree, 40_000_000)
+    new_tree(tree, 40_000_000)
     given = variables(tree, fan_out_limit_bytes_per_second=3_000_000)
     with in_the_background(given) as running:
         wait_for("fan3", f"test $(du -m {tree}.partial | cut -f1) -ge 3")
@@ -162,7 +165,7 @@ def test_ansible_killed_in_the_middle_and_a_changed_byte_meanwhile(apply_role) -
 def test_a_lost_host_and_a_full_disk_stop_neither_the_others_nor_the_next_run(apply_role, podman) -> None:
     """fan3's file system is full in the middle, fan4 is killed there, fan2 gets it all."""
     tree = "/dev/shm/trees/lost"
-    new_tree("fan1", tree, 40_000_000)
+    new_tree(tree, 40_000_000)
     prefix = os.environ.get("MOLECULE_PREFIX") or "raymetal"
     with in_the_background(variables(tree, fan_out_limit_bytes_per_second=3_000_000)) as running:
         wait_for("fan4", f"test $(du -m {tree}.partial | cut -f1) -ge 2")
@@ -190,11 +193,12 @@ def test_a_lost_host_and_a_full_disk_stop_neither_the_others_nor_the_next_run(ap
     assert again.returncode == 0, again.stdout[-3000:]
     assert [sums(name, tree) for name in NAMES[1:]] == [sums("fan1", tree)] * 3
     assert "changed=0" in recap(again.stdout)["fan2"]
+    assert_nothing_is_left(records=True)
 
 
 def test_without_anybody_who_sends_the_run_ends_and_says_what_is_missing() -> None:
     tree = "/srv/trees/stalled"
-    new_tree("fan1", tree, 20_000_000)
+    new_tree(tree, 20_000_000)
     with in_the_background(variables(tree, fan_out_limit_bytes_per_second=500_000, fan_out_stall_seconds=4)) as running:
         wait_for("fan2", f"test $(du -m {tree}.partial | cut -f1) -ge 1")
         HOSTS["fan1"].run_expect([0], "pkill -x aria2c")
