@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 molecule/shared/setup.sh
 scenarios=("$@")
-[ ${#scenarios[@]} -gt 0 ] || scenarios=(gpu_host python_env conda model_store gateway load_test ray_node ray_serve ray_health cluster upgrade)
+[ ${#scenarios[@]} -gt 0 ] || scenarios=(gpu_host python_env conda fan_out model_store gateway load_test ray_node ray_serve ray_health cluster upgrade)
 mkdir -p .cache/molecule
 for scenario in "${scenarios[@]}"; do
   started=$SECONDS

@@ -4,7 +4,7 @@
 set -eu
 suite=${MOLECULE_SUITE:-bookworm}
 packages=systemd,systemd-sysv,dbus,openssh-server,python3,python3-venv,python3-apt,sudo,iproute2,procps,ca-certificates
-packages=$packages,curl,libnuma1,tini
+packages=$packages,aria2,curl,libnuma1,tini,zstd
 
 mirror_of() { apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m1 -E "/$1/?\$" || true; }
 mirror=${MOLECULE_MIRROR:-$(mirror_of debian)}
