@@ -161,9 +161,9 @@ def test_killed_in_the_middle_the_secret_is_nowhere_and_the_next_run_says_how_fa
     play.start()
     state = f"{ROOT}/cut/1.fetch"
     host.run_expect([0], f"timeout 60 sh -c 'until grep -q fetching {state}; do :; done' 2>/dev/null")
-    host.run_expect(
-        [0], f"timeout 60 sh -c 'until ls {ROOT}/cut/1.partial/.cache/huggingface/download/*.incomplete; do :; done'"
-    )
+    partial = f"{ROOT}/cut/1.partial"
+    whole, half = f"ls {partial}/config.json", f"ls {partial}/.cache/huggingface/download/*.incomplete"
+    host.run_expect([0], f"timeout 60 sh -c 'until {whole} && {half}; do :; done'")
     # The patterns do not find themselves.
     assert host.run("cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c hf_letmei[n]").stdout.strip() == "0"
     assert host.run("grep -rlE 'hf_letmei[n]' /root /tmp /run /var/tmp /var/log /etc /srv/fetched").stdout == ""
