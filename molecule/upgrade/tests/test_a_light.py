@@ -4,7 +4,6 @@ import copy
 
 import pytest
 
-testinfra_hosts = ["ansible://head?sudo=true"]
 UNITS = ("raymetal.service",)
 
 

@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-testinfra_hosts = ["ansible://head?sudo=true"]
 UNITS = ("raymetal.service",)
 RATE = 10
 

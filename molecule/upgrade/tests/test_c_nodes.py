@@ -4,7 +4,6 @@ import time
 
 import pytest
 
-testinfra_hosts = ["ansible://head?sudo=true"]
 UNITS = ("raymetal.service",)
 
 

@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-testinfra_hosts = ["ansible://head?sudo=true"]
 UNITS = ("raymetal.service",)
 MODELS, TRIAL = "/opt/raymetal/models", "/opt/raymetal/trial"
 FEW = 60  # requests, where what is shown is that the old one serves on

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-testinfra_hosts = ["ansible://head?sudo=true"]
 UNITS = ("raymetal.service",)
 pytestmark = pytest.mark.soak
 START_SECONDS = 8

@@ -2,7 +2,6 @@
 
 import pytest
 
-testinfra_hosts = ["ansible://head?sudo=true"]
 UNITS = ("raymetal.service",)
 pytestmark = pytest.mark.soak
 PROFILE = {"cluster_serve_profile": "throughput"}

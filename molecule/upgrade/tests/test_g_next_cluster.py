@@ -8,7 +8,6 @@ import json
 import pytest
 import yaml
 
-testinfra_hosts = ["ansible://head?sudo=true"]
 UNITS = ("raymetal.service",)
 pytestmark = pytest.mark.soak
 NEXT = {
