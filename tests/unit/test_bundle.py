@@ -16,6 +16,7 @@ RECORD: dict[str, Any] = {
     "variant": "cpu",
     "python": "3.11",
     "platform": "x86_64",
+    "tools": "t" * 64,
     "conda": "",
     "models": ["m/1", "n/2"],
 }
@@ -77,7 +78,7 @@ def test_what_the_hosts_lack_is_read_and_no_more(path: Path) -> None:
     models[2]["host_path"] = "/srv/h"
     host = {
         "ansible_facts": {"gpu_host": {"paths": {"/models/m/1": {"exists": False}, "/models/n/2": {"exists": True}}}},
-        "model_store_root": "/models/",
+        "model_store_root": "/models",
         "model_store_models": models,
         "python_env_part": {"builds": False},
     }

@@ -44,7 +44,7 @@ def bundle_problems(bundle: str, wanted: dict[str, Any], source: str, destinatio
     if record.get("format") != wanted["format"]:
         add(f"has format {record.get('format')}, and this version reads {wanted['format']}", again)
         return found
-    for key in ("variant", "python", "platform", "lock", "conda"):
+    for key in ("variant", "python", "platform", "lock", "tools", "conda"):
         has, want = (str(of.get(key) or "nothing")[:16] for of in (record, wanted))
         if record.get(key, "") != wanted[key]:
             add(f"was made for {key} {has}, and {want} is wanted", again)
@@ -56,7 +56,7 @@ def bundle_problems(bundle: str, wanted: dict[str, Any], source: str, destinatio
 def bundle_lacks(host: Mapping[str, Any]) -> dict[str, Any]:
     """What a host lacks, from its variables: whether it ``builds`` an environment, its ``models`` (`name/revision`)."""
     paths = host["ansible_facts"]["gpu_host"]["paths"]
-    root = host["model_store_root"].rstrip("/")
+    root = host["model_store_root"]
     models = [name for name in bundle_model_names(host["model_store_models"]) if not paths[f"{root}/{name}"]["exists"]]
     return {"builds": host["python_env_part"]["builds"], "models": models}
 

@@ -34,7 +34,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.fan_out_torrent import make
-from ansible.module_utils.fan_out_tree import Files, Problem, carried, check_sizes, digest_of, read_manifest
+from ansible.module_utils.fan_out_tree import Files, Problem, carried, check_sizes, digest_of, read_manifest, tree_id
 
 
 def offer(path: str) -> tuple[str, Files]:
@@ -46,7 +46,8 @@ def offer(path: str) -> tuple[str, Files]:
     if not names:
         return "", files
     try:
-        torrent = make(digest_of(files), [os.path.join(path, n) for n in names], [files[n]["size"] for n in names])
+        name = tree_id(path, digest_of(files))
+        torrent = make(name, [os.path.join(path, n) for n in names], [files[n]["size"] for n in names])
     except (OSError, EOFError) as error:
         raise Problem(f"{path} cannot be read whole: {error}. To do: --tags verify") from error
     return base64.b64encode(torrent).decode(), files

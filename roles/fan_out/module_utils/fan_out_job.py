@@ -15,7 +15,7 @@ from typing import Any
 
 from ansible.module_utils.fan_out_aria2 import Aria2
 from ansible.module_utils.fan_out_torrent import PIECE_MIN_BYTES, info_hash
-from ansible.module_utils.fan_out_tree import Files, Problem, carried, check_sizes, place, prepare
+from ansible.module_utils.fan_out_tree import Files, Problem, carried, check_sizes, place, prepare, tree_id
 
 TAKE_OVER_SECONDS = 20
 STATUS_KEYS = ["status", "totalLength", "completedLength", "verifiedLength", "downloadSpeed", "uploadSpeed"]
@@ -97,7 +97,8 @@ class Tree:
         self.receive: bool = given["receive"]
         self.peers: list[dict[str, Any]] = given["peers"]
         self.partial = f"{self.path}.partial"
-        self.gid = self.digest[:16]
+        self.id = tree_id(self.path, self.digest)
+        self.gid = self.id[:16]
         self.total = sum(entry["size"] for entry in self.files.values())
         self.done = 0 if self.receive else self.total
         self.phase = "starting" if self.receive else "complete"
@@ -106,7 +107,7 @@ class Tree:
         self._place: Future[None] | None = None
 
     def _point_at(self, target: str) -> None:
-        """aria2 opens <directory>/<digest>/0, 1, …, which lead to the files wherever they are by now."""
+        """aria2 opens <directory>/<id>/0, 1, …, which lead to the files wherever they are by now."""
         link = os.path.join(self._directory, f"{self.gid}.tree")
         os.symlink(target, f"{link}.new")
         os.replace(f"{link}.new", link)
@@ -116,7 +117,7 @@ class Tree:
         if not self.receive:
             check_sizes(self.path, self.files)
         self._point_at(self.partial if self.receive else self.path)
-        folder = os.path.join(self._directory, self.digest)
+        folder = os.path.join(self._directory, self.id)
         os.mkdir(folder)
         for index, name in enumerate(carried(self.files)):
             os.symlink(os.path.join("..", f"{self.gid}.tree", name), os.path.join(folder, str(index)))

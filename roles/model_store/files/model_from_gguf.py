@@ -7,6 +7,7 @@ without dependencies into a scratch directory. DESTINATION appears when it is co
 dequantised, as bfloat16.
 """
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -41,6 +42,11 @@ def convert(directory: str, gguf_file: str, destination: str) -> None:
 
 def main() -> None:
     uv, requirements, gguf_file, destination = sys.argv[1:]
+    # What a killed run started on the host goes on there: one at a time.
+    alone = os.open(requirements, os.O_RDONLY)
+    fcntl.flock(alone, fcntl.LOCK_EX)
+    if os.path.exists(destination):
+        return
     scratch, partial = destination + ".scratch", destination + ".partial"
     for left in (scratch, partial):
         shutil.rmtree(left, ignore_errors=True)
