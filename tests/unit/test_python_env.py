@@ -29,3 +29,10 @@ def test_parts(hosts: dict[str, dict[str, object]], builds: list[str], packs: li
         assert [host for host in parts if parts[host][part]] == those
     for part in python_env.python_env_parts(hosts, False).values():
         assert part == {"builds": part["builds"], "packs": False, "takes": False}
+
+
+def test_what_is_said() -> None:
+    parts = python_env.python_env_parts({"a": has(), "b": has(), "c": has()}, True)
+    told = ["a makes the environment: gigabytes, some minutes", "a packs it for others", "b, c take it from there"]
+    assert python_env.python_env_said(parts) == told
+    assert python_env.python_env_said(python_env.python_env_parts({"a": has(True)}, True)) == []

@@ -69,6 +69,20 @@ def python_env_parts(hosts: dict[str, dict[str, Any]], share: bool) -> dict[str,
     return parts
 
 
+def python_env_said(parts: dict[str, dict[str, bool]]) -> list[str]:
+    """What is about to happen, one sentence for each kind of part; ``parts`` as of ``python_env_parts``."""
+    told = {
+        "builds": "make{s} the environment: gigabytes, some minutes",
+        "packs": "pack{s} it for others",
+        "takes": "take{s} it from there",
+    }
+    found = []
+    for part, text in told.items():
+        if hosts := [host for host in parts if parts[host][part]]:
+            found.append(f"{', '.join(hosts)} {text.format(s='s' if len(hosts) == 1 else '')}")
+    return found
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
@@ -76,4 +90,5 @@ class FilterModule:
             "lock_version": lock_version,
             "python_env_problems": python_env_problems,
             "python_env_parts": python_env_parts,
+            "python_env_said": python_env_said,
         }
