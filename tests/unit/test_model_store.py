@@ -138,6 +138,14 @@ def stats(*models: tuple[str, str, bool]) -> list[dict[str, Any]]:
     return [{"item": model, "stat": {"exists": there}} for model, there in found]
 
 
+def test_what_a_copy_will_take(model: Path) -> None:
+    (model / "more").mkdir()
+    (model / "more/link").symlink_to(model / "config.json")
+    files = [path for path in model.rglob("*") if path.is_file()]
+    assert model_store.model_store_bytes([str(model)]) == sum(path.stat().st_size for path in files)
+    assert model_store.model_store_bytes([]) == 0
+
+
 def test_models_of_a_bundle() -> None:
     lock, sha = "/locks/demo.lock", "A" * 64
     models = [

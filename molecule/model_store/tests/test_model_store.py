@@ -84,3 +84,18 @@ def test_old_revisions_go_but_for_the_ones_to_keep_and_in_use(host, apply_role, 
     assert left == ["3", "5", "6"]
     assert not host.file(f"{ROOT}/copied/4.manifest.json").exists
     assert host.file(f"{ROOT}/smollm2/1").exists, "the only revision of a model that is not named stays as an old one"
+
+
+def test_no_room_for_a_copy_stops_before_the_first_byte(host, playbook, tmp_path):
+    """/dev/shm of the host has 64 MB."""
+    (tmp_path / "config.json").write_text("{}")
+    with open(tmp_path / "model.safetensors", "wb") as weights:
+        weights.truncate(80_000_000)
+    models = [{"name": "large", "revision": "1", "controller_path": str(tmp_path)}]
+    play = PROJECT / "molecule/model_store/room.yml"
+    result = playbook(play, variables={"model_store_models": models, "model_store_root": "/dev/shm/models"})
+    said = " ".join(result.stdout.split())
+    assert "large: 0.08 GB are needed at /dev/shm/models, and 0.0" in said and "To do: free some space" in said, said[
+        -3000:
+    ]
+    assert not list(host.file("/dev/shm/models/large").listdir())

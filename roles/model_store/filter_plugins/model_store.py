@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,16 @@ def _parted(seen: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, list[
     return holders, lackers
 
 
+def model_store_bytes(folders: Iterable[str]) -> int:
+    """Size in bytes of all files below directories of the controller, links followed."""
+    return sum(
+        os.stat(os.path.join(folder, name)).st_size
+        for top in folders
+        for folder, _, names in os.walk(top, followlinks=True)
+        for name in names
+    )
+
+
 def model_store_unequal(hosts: dict[str, dict[str, str]]) -> list[str]:
     """Models (`name/revision`) whose digest is not the same on all hosts that hold them, one sentence each."""
     found = []
@@ -265,6 +277,7 @@ class FilterModule:
             "model_store_bundled": model_store_bundled,
             "model_store_mine": model_store_mine,
             "model_store_offered": model_store_offered,
+            "model_store_bytes": model_store_bytes,
             "model_store_unequal": model_store_unequal,
             "model_store_named": model_store_named,
             "model_store_of_host": model_store_of_host,
