@@ -73,7 +73,11 @@ def test_the_second_host_takes_it_from_the_first(playbook, figures) -> None:
     complete = seconds(result.stdout, r"complete \|") / 2  # on both hosts
     figures["index"] = {"seconds": seconds(result.stdout, r"build \|") + complete, "bytes": first}
     taken = seconds(result.stdout, r"bring \||unpack \|") + complete
-    figures["taken"] = {"seconds": taken, "bytes": second}
+    parts = {
+        part: seconds(result.stdout, part)
+        for part in ("Read the trees", "Start to send", "Watch", "End the job", "unpack")
+    }
+    figures["taken"] = {"seconds": taken, "bytes": second, "complete": complete, **parts}
     figures["packing"] = {"seconds": seconds(result.stdout, r"pack \|") - seconds(result.stdout, r"unpack \|")}
     assert works(FIRST, "/srv/index") and works(SECOND, "/srv/index")
     assert taken < figures["index"]["seconds"], figures
