@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -186,6 +188,16 @@ def test_an_offer_is_the_torrent_and_the_manifest(tree: Path) -> None:
     (tree / "sub dir" / "ä, 'x'.txt").unlink()
     write_manifest(tree)
     assert run_module(OFFER, paths=[str(tree)])["offers"][str(tree)]["torrent"] == "", "nothing but an empty file"
+
+
+def test_the_same_bytes_at_two_paths_are_two_trees(tree: Path) -> None:
+    """Regression: two names for one commit of a model had one torrent, and no host's job began."""
+    other = tree.with_name("other")
+    shutil.copytree(tree, other)
+    shutil.copy(f"{tree}.manifest.json", f"{other}.manifest.json")
+    offers = run_module(OFFER, paths=[str(tree), str(other)])["offers"]
+    hashes = {fan_out_torrent.info_hash(base64.b64decode(offer["torrent"])) for offer in offers.values()}
+    assert len(hashes) == 2
 
 
 def test_what_is_not_as_written_down_is_not_offered(tree: Path) -> None:
