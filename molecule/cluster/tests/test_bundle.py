@@ -48,7 +48,7 @@ def test_an_install_again_changes_nothing_and_is_quick(host, playbook):
 
 
 def test_what_serves_is_looked_at_without_the_install(host, playbook):
-    """Regression: the arguments of roles that a tag leaves out are checked all the same, before what they need is known."""
+    """Regression: arguments of roles that a tag leaves out are checked all the same, before what they need is known."""
     on_head(host)
     result = playbook("site.yml", "--tags", "serve")
     assert result.returncode == 0, result.stdout[-3000:]
