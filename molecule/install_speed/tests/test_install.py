@@ -21,6 +21,7 @@ PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "inventory"
 RESULTS = PROJECT / ".cache/molecule/install.json"
 LOAD = os.getloadavg()[0]
+MOST_TIMES = 0.5  # what the second host costs, of the first
 FIRST, SECOND = (
     get_host(f"ansible://{name}?sudo=true", ansible_inventory=str(INVENTORY)) for name in ("first", "second")
 )
@@ -80,7 +81,7 @@ def test_the_second_host_takes_it_from_the_first(playbook, figures) -> None:
     figures["taken"] = {"seconds": taken, "bytes": second, "complete": complete, **parts}
     figures["packing"] = {"seconds": seconds(result.stdout, r"pack \|") - seconds(result.stdout, r"unpack \|")}
     assert works(FIRST, "/srv/index") and works(SECOND, "/srv/index")
-    assert taken < figures["index"]["seconds"], figures
+    assert taken <= MOST_TIMES * figures["index"]["seconds"], figures
 
 
 @pytest.mark.parametrize(
