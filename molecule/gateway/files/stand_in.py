@@ -3,7 +3,7 @@
 
 Arguments: name, address, port. While /run/stand-in/draining exists the health check answers 503 and requests are served
 on, as Ray's proxy does. SIGTERM closes the listening socket and lets what is under way finish. Query of a request:
-`seconds` before the answer; `events` and `pause` for a stream; `status` of the answer.
+`seconds` before the answer; `events` and `pause` for a stream; `status` of the answer; `headers` tells what came.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(503, b"This node is being drained.") if DRAINING.exists() else self._send(200, b"success")
             return
         time.sleep(query.get("seconds", 0))
-        told = {"node": sys.argv[1], "path": self.path, "bytes": len(body)}
+        told: dict[str, object] = {"node": sys.argv[1], "path": self.path, "bytes": len(body)}
+        if "headers" in query:
+            told["headers"] = dict(self.headers.items())
         if "events" not in query:
             self._send(int(query.get("status", 200)), json.dumps(told).encode())
             return

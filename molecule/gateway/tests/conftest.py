@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +14,12 @@ from dataclasses import dataclass, field
 import pytest
 
 PORT = 8080
+KEYS = {  # of molecule.yml
+    "load": "load-key-that-nobody-else-knows-0001",
+    "slow": "slow-key-that-nobody-else-knows-0002",
+    "small": "small-key-that-nobody-else-knows-003",
+}
+TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # nobody's certificates until the authority's is known
 EVENTS = 5  # of a stream under load
 
 
@@ -27,10 +35,12 @@ class Outcome:
 
 
 def request(address: str, path: str, headers: dict[str, str] | None = None, timeout: float = 60) -> tuple[int, str]:
-    """Status and body of a POST; http.client raises for an answer that is cut short."""
-    connection = http.client.HTTPConnection(address, PORT, timeout=timeout)
+    """Status and body of a POST; http.client raises for an answer that is cut short, and for a wrong certificate."""
+    connection = http.client.HTTPSConnection(address, PORT, timeout=timeout, context=TRUST)
     try:
-        connection.request("POST", path, body=b"{}", headers=headers or {})
+        connection.request(
+            "POST", path, body=b"{}", headers={"Authorization": f"Bearer {KEYS['load']}", **(headers or {})}
+        )
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:
@@ -111,3 +121,58 @@ def open_load() -> type[Load]:
 def post() -> Callable[..., tuple[int, str]]:
     """Return a function that sends one request."""
     return request
+
+
+@pytest.fixture(scope="session", autouse=True)
+def authority(podman) -> str:
+    """Trust the authority of the gateway, as a client would that was given its certificate; return that (PEM)."""
+    prefix = os.environ.get("MOLECULE_PREFIX") or "raymetal"
+    text: str = podman("exec", f"{prefix}-gateway-gate", "cat", "/etc/raymetal/authority/ca.pem")
+    TRUST.load_verify_locations(cadata=text)
+    return text
+
+
+@pytest.fixture(scope="session")
+def keys() -> dict[str, str]:
+    """Return the API keys by name."""
+    return KEYS
+
+
+@pytest.fixture(scope="session")
+def trust() -> ssl.SSLContext:
+    """Return the context of clients that know the authority."""
+    return TRUST
+
+
+@pytest.fixture(scope="module")
+def address(host):
+    return host.ansible.get_variables()["ansible_host"]
+
+
+@pytest.fixture
+def reloaded_without_loss(host, address, post, open_load, playbook):
+    """Return a function that runs the playbook under load and four streams, and stops if one of them is hurt."""
+
+    def run(name, *arguments, variables=None):
+        master = host.check_output("systemctl show -p MainPID --value raymetal-gateway")
+        streams = []
+        threads = [
+            threading.Thread(target=lambda: streams.append(post(address, "/long?events=16&pause=0.5")))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        with open_load(address) as load:
+            result = playbook("playbooks/gateway.yml", "--diff", *arguments, variables=variables)
+            assert result.returncode == 0, result.stdout[-3000:]
+            reached = len(load.outcomes)
+            while len(load.outcomes) < max(reached + 20, 100):
+                time.sleep(0.1)
+        for thread in threads:
+            thread.join()
+        load.proven(name, 100, 4)
+        assert len(streams) == 4 and all(s == 200 and b.count("data: ") == 17 for s, b in streams)
+        assert host.check_output("systemctl show -p MainPID --value raymetal-gateway") == master
+        return result
+
+    return run

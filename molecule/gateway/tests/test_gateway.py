@@ -21,11 +21,6 @@ def until(condition, seconds=15.0):
 
 
 @pytest.fixture(scope="module")
-def address(host):
-    return host.ansible.get_variables()["ansible_host"]
-
-
-@pytest.fixture(scope="module")
 def node(host):
     """Return a function that runs a command on a node."""
     inventory = host.backend.ansible_inventory
@@ -303,7 +298,7 @@ def test_an_error_of_the_application_passes_unchanged_and_unrepeated(told):
 
 
 def test_health_and_metrics(host, address, post):
-    assert post(address, "/-/healthz")[0] == 200
+    assert post(address, "/-/healthz", {"Authorization": "none"})[0] == 200
     metrics = host.check_output("curl -s http://127.0.0.1:8405/metrics")
     assert 'haproxy_server_status{proxy="nodes",server="node1",state="UP"} 1' in metrics
 

@@ -10,16 +10,29 @@ OURS = "find /etc/raymetal /run/raymetal-gateway /etc/systemd/system -name '*ray
 @pytest.fixture
 def remove(playbook, tmp_path):
     def run(cluster):
-        task = {"name": "Remove", "ansible.builtin.import_role": {"name": "gateway", "tasks_from": "remove"}}
+        # As teardown.yml does.
+        tasks = [
+            {"name": "Remove", "ansible.builtin.import_role": {"name": "gateway", "tasks_from": "remove"}},
+            {
+                "name": "Remove its certificate",
+                "ansible.builtin.import_role": {"name": "certificate", "tasks_from": "remove"},
+                "vars": {"certificate_path": "{{ gateway_certificate_file }}"},
+                "when": "__gateway_cluster.stdout in ['', cluster_name]",
+            },
+        ]
         play = {
             "name": "Remove the gateway",
             "hosts": "gateway",
             "gather_facts": False,
             "become": True,
-            "tasks": [task],
+            "tasks": tasks,
         }
         (tmp_path / "play.yml").write_text(json.dumps([play]))
-        variables = {"cluster_name": cluster, "cluster_config_dir": "/etc/raymetal"}
+        variables = {
+            "cluster_name": cluster,
+            "cluster_config_dir": "/etc/raymetal",
+            "certificate_authority_host": "gate",
+        }
         return playbook(tmp_path / "play.yml", variables=variables)
 
     return run

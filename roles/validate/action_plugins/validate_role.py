@@ -32,9 +32,9 @@ ansible_facts:
 
 # Names of settings that hold a secret itself, not the path of a file or a name for one; and what gives a secret away.
 SECRET_NAME = re.compile(
-    r"(?i)(?:^|[_-])(?:token|secret|passw(?:or)?d|passphrase|credentials?|api_?key|access_?key)(?:$|[_-])"
+    r"(?i)(?:^|[_-])(?:token|secret|passw(?:or)?d|passphrase|credentials?|api_?keys?|access_?key)(?:$|[_-])"
 )
-NO_SECRET_NAME = re.compile(r"(?i)_(?:file|path|dir|mode|name)$")
+NO_SECRET_NAME = re.compile(r"(?i)(?:^|_)(?:file|path|dir|mode|names?|models)$")
 SECRET_LENGTH_MIN = 6  # a shorter one would blacken the messages themselves
 SECRET = re.compile(
     r"\b(?:hf_|sk-|gh[ps]_|glpat-|xox[abp]-|AKIA|ASIA)[A-Za-z0-9_-]{8,}|(?<=://)[^/@\s]*(?=@)|\bBearer \S+"
@@ -49,7 +49,7 @@ def secrets_of(value: Any, named: bool = False) -> set[str]:
             text
             for key, below in value.items()
             for text in secrets_of(
-                below, named or bool(SECRET_NAME.search(str(key)) and not NO_SECRET_NAME.search(str(key)))
+                below, bool((named or SECRET_NAME.search(str(key))) and not NO_SECRET_NAME.search(str(key)))
             )
         }
     if isinstance(value, (list, tuple, set)):
