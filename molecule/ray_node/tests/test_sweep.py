@@ -7,7 +7,7 @@ import pytest
 UNITS = ("raymetal.service", "raymetal-sweep.service")
 DETACHED = "worker2"
 RAY = "/var/lib/raymetal/ray"
-ENDED = f"{RAY}/session_2026-01-0%d_00-00-00_000000_1"
+ENDED = f"{RAY}/session_2099-01-0%d_00-00-00_000000_1"
 # What a task prints is the log of its worker; twice the bound, and a bit.
 PRINTS = """
 import ray
@@ -33,9 +33,7 @@ def as_service(host, command):
 def sweep(host):
     """The sweep as the host has it: the unit, or the line of the start script."""
     if name(host) == DETACHED:
-        return host.check_output(
-            "sh -c \"$(sed -n '/ray_sweep.py/,/^  ||/p' /etc/raymetal/ray-start | head -n -1) --watch=/\""
-        )
+        return host.check_output("sed -n '/ray_sweep.py/,/^  ||/p' /etc/raymetal/ray-start | sh")
     host.run_expect([0], "systemctl start raymetal-sweep")
     return host.check_output("journalctl --no-pager -o cat -u raymetal-sweep")
 

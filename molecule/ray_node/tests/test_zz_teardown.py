@@ -1,4 +1,4 @@
-"""Last: a teardown that is refused, killed half-way, finished, and run once more. One host after the other, head first."""
+"""Last: a teardown that is refused, killed half-way, finished, and run once more. One host after another."""
 
 import os
 import re
