@@ -32,6 +32,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 TICK_SECONDS = 0.5
 PAGE_SECONDS = 2.0  # between two looks at a page
@@ -52,14 +53,12 @@ def descendants(root: int) -> dict[int, tuple[str, str]]:
     seen: dict[int, tuple[str, str]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
-            with open(f"/proc/{name}/stat") as handle:
-                rest = handle.read().rpartition(")")[2].split()
-            with open(f"/proc/{name}/cmdline", "rb") as handle:
-                program = os.path.basename(handle.read().partition(b"\0")[0].decode(errors="replace"))
+            rest = Path(f"/proc/{name}/stat").read_text(errors="replace").rpartition(")")[2].split()
+            command = Path(f"/proc/{name}/cmdline").read_bytes()
         except OSError:  # it ended meanwhile
             continue
         parents[int(name)] = int(rest[1])
-        seen[int(name)] = (rest[0], program)
+        seen[int(name)] = (rest[0], os.path.basename(command.partition(b"\0")[0].decode(errors="replace")))
 
     def below(pid: int) -> bool:
         while pid in parents:
