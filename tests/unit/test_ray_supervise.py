@@ -83,6 +83,8 @@ def test_a_page_that_answers_no_more() -> None:
         assert page.problem(125, 30) == ""
         clock.now = 131
         page.look()
+        assert page.problem(1000, 30) == ""  # too few looks: it may be the host that stood still
+        page.look()
         assert page.problem(131, 30) == f"{url} has not answered well for 31 s"
     clock.now = 200
     page.look()  # nobody listens any more: that is no answer, and no listener

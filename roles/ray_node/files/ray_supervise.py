@@ -37,6 +37,7 @@ from pathlib import Path
 TICK_SECONDS = 0.5
 PAGE_SECONDS = 2.0  # between two looks at a page
 ANSWER_SECONDS = 10  # one look at most
+MISSED_LOOKS = 3
 REFUSED_SECONDS = 10.0  # nobody listens: the process is gone, not busy
 STOPPED_SECONDS = 20.0
 PR_SET_CHILD_SUBREAPER = 36
@@ -79,9 +80,11 @@ class Page:
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy is no way to a node
         self.answered: float | None = None  # when it last answered well; None: not yet
         self.listened: float | None = None  # when somebody last took a connection
+        self.missed = 0  # looks since it last answered well: a host that stood still has missed none
 
     def look(self) -> None:
         """Ask once. Any answer but 200 counts as none; a full backlog or a hung process is no refusal."""
+        self.missed += 1
         try:
             with self._opener.open(self.url, timeout=ANSWER_SECONDS) as answer:
                 well = answer.status == 200
@@ -94,7 +97,7 @@ class Page:
             well = False
         self.listened = self._clock()
         if well:
-            self.answered = self.listened
+            self.answered, self.missed = self.listened, 0
 
     def watch(self) -> None:
         """Ask for ever."""
@@ -104,7 +107,7 @@ class Page:
 
     def problem(self, now: float, dead_seconds: float) -> str:
         """Why the node is dead by this page; empty while it is not, or has not answered yet."""
-        if self.answered is None or self.listened is None:
+        if self.answered is None or self.listened is None or self.missed < MISSED_LOOKS:
             return ""
         if now - self.listened > REFUSED_SECONDS:
             return f"nobody listens at {self.url} any more"
