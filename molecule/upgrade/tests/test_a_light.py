@@ -106,6 +106,7 @@ def test_add(trial, under_load):
 
 
 def test_remove(trial, under_load):
+    settled(trial, trial.config())
     settled(trial, with_a_second(trial.config()))
     under_load(trial.config(), "second: remove", ray_serve_remove_applications=["second"])
 
