@@ -79,7 +79,7 @@ def test_the_sweep_removes_what_ended_and_leaves_what_runs_and_what_is_not_ours(
     assert (ENDED % 1).rpartition("/")[2] not in left and (ENDED % 2).rpartition("/")[2] in left
     assert "psm_left" not in left and "ray_spilled_objects_dead" not in left
     assert {"psm_root", "raymetal_root", f"ray_spilled_objects_{node}"} < set(left)
-    assert "freed 0.000 GiB: " + ENDED % 1 in said
+    assert "freed 0.0" in said and ENDED % 1 in said
     assert host.check_output("pgrep -u raymetal | sort") == before
     assert host.run("curl -sf http://127.0.0.1:52365/api/local_raylet_healthz").rc == 0
 

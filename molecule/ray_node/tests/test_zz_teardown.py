@@ -16,7 +16,7 @@ TEARDOWN = {
 }
 WITHOUT_USER = "worker2"  # and without systemd: nobody but the teardown ends what runs there
 OURS = ("/tmp/torchinductor_raymetal/kernel.so", "/dev/shm/psm_left", "/var/tmp/left")
-THEIRS = ("/tmp/raymetal/notes", "/dev/shm/psm_root", "/etc/security/limits.d/61-raymetal.conf", "/srv/raymetal/other")
+THEIRS = ("/tmp/raymetal/notes", "/dev/shm/sem.root", "/etc/security/limits.d/61-raymetal.conf", "/srv/raymetal/other")
 MODEL = "/srv/raymetal/models/smollm2/1/config.json"
 
 
