@@ -117,6 +117,7 @@ def test_ports_in_the_words_of_nft(access: str | None, more: list[list[int]], po
         (["0.0.0.0/0", "::/0"], ["meta nfproto ipv4", "meta nfproto ipv6"]),
         (["0.0.0.0/0", "10.0.0.1"], ["meta nfproto ipv4"]),
         (["10.0.0.1", "10.0.0.1/32", "10.0.0.0/24", "192.0.2.7"], ["ip saddr { 10.0.0.0/24, 192.0.2.7 }"]),
+        (["10.0.0.3", "10.0.0.2"], ["ip saddr { 10.0.0.2, 10.0.0.3 }"]),
         (["2001:db8::1", "10.0.0.1"], ["ip saddr { 10.0.0.1 }", "ip6 saddr { 2001:db8::1 }"]),
     ],
 )

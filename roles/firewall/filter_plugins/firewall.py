@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 Problem = dict[str, Any]
@@ -149,27 +149,29 @@ def nft_ports(plan: Iterable[Entry], access: str | None = None, more: Iterable[l
     return ", ".join(map(_span, merged))
 
 
+def _widest_first(network: Network) -> tuple[int, int]:
+    return network.prefixlen, int(network.network_address)
+
+
 def peer_addresses(hosts: Iterable[str], sources: list[Mapping[str, str]]) -> dict[str, list[str]]:
     """Addresses of each host, from ``sources`` (host -> address, empty where it knows none)."""
     return {host: [*dict.fromkeys(source[host] for source in sources if source.get(host))] for host in hosts}
 
 
-def _collapsed(networks: Iterable[str]) -> Iterator[tuple[str, list[Network]]]:
-    parsed = [ipaddress.ip_network(network) for network in networks]
-    v4 = [network for network in parsed if isinstance(network, ipaddress.IPv4Network)]
-    v6 = [network for network in parsed if isinstance(network, ipaddress.IPv6Network)]
-    yield "ip", [*ipaddress.collapse_addresses(v4)]
-    yield "ip6", [*ipaddress.collapse_addresses(v6)]
-
-
 def nft_sources(networks: Iterable[str]) -> list[str]:
     """Matches of nft for packets from ``networks``: none, or one for each family of addresses."""
     found = []
-    for family, those in _collapsed(networks):
+    for version, family in ((4, "ip"), (6, "ip6")):
+        # nft takes no network beside one that it is part of.
+        wide = sorted({n for n in map(ipaddress.ip_network, networks) if n.version == version}, key=_widest_first)
+        those: list[Any] = []
+        for network in wide:
+            if not any(network.subnet_of(other) for other in those):
+                those.append(network)
         if those and those[0].prefixlen == 0:
-            found.append(f"meta nfproto {'ipv4' if family == 'ip' else 'ipv6'}")
+            found.append(f"meta nfproto ipv{version}")
         elif those:
-            shown = (str(n.network_address) if n.num_addresses == 1 else str(n) for n in those)
+            shown = (str(n.network_address if n.num_addresses == 1 else n) for n in sorted(those))
             found.append(f"{family} saddr {{ {', '.join(shown)} }}")
     return found
 
