@@ -59,7 +59,7 @@ class Hosts(Cluster):
         return {line.split("\t")[0]: line.split("\t")[1] for line in lines}
 
     def serves(self) -> bool:
-        return sum(replica["state"] == "RUNNING" for replica in self.replicas("chat")) == 2
+        return [replica["state"] for replica in self.replicas("chat")] == ["RUNNING"] * 2
 
 
 @pytest.fixture
