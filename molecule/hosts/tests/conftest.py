@@ -30,12 +30,12 @@ class Hosts(Cluster):
         path = "site.yml" if name == "site" else f"playbooks/{name}.yml"
         return self.playbook(path, *arguments, variables=variables)
 
-    def begin(self, *arguments: str) -> tuple[subprocess.Popen[str], Path]:
+    def begin(self, **variables: Any) -> tuple[subprocess.Popen[str], Path]:
         """site.yml, without waiting for its end, and the file with what it says."""
         said = self.folder / "said"
         environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
         with said.open("w") as output:
-            command = ["ansible-playbook", "-i", str(INVENTORY), "site.yml", *arguments]
+            command = ["ansible-playbook", "-i", str(INVENTORY), "site.yml", "-e", json.dumps(variables)]
             run = subprocess.Popen(
                 command, cwd=PROJECT, env=environment, stdout=output, text=True, start_new_session=True
             )

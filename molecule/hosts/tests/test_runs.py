@@ -50,7 +50,7 @@ def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes
     for number in range(times):
         # Another value each time: there is something to be done, a restart of every node.
         wanted = 40 + number
-        run, _ = hosts.begin("-e", f"ray_node_drain_seconds={wanted} cluster_accept_outage=true")
+        run, _ = hosts.begin(ray_node_drain_seconds=wanted, cluster_accept_outage=True)
         after = draw.uniform(0.1, 0.9) * whole
         print(f"killed after {after:.0f} s of about {whole:.0f} s")
         time.sleep(after)
