@@ -176,7 +176,9 @@ def host_problems(hosts: Mapping[str, Mapping[str, Any]], applications: list[Any
     found = []
     for host, data in hosts.items():
         if not data["facts"]:
-            do = "check the address, the network, the ssh user and key, and the host key, or name it in cluster_left_out"
+            do = (
+                "check the address, the network, the ssh user and key, and the host key, or name it in cluster_left_out"
+            )
             text = f"the host does not answer: {data['error']}"
             found.append(_problem(host, "ansible_host", data["address"], text, do))
             continue
