@@ -378,8 +378,8 @@ def test_a_gateway_needs_the_proxies_only_and_is_needed_by_none() -> None:
         name: [8000] for name in ("h0", "h1", "h2", "h3")
     }
     assert [p["name"] for p in filters.preflight_peers(hosts, "h0")] == ["h1", "h2", "h3"]
-    assert filters.preflight_next(filters.preflight_peers(hosts, "h3"), hosts, "h3") == "h0"
-    assert filters.preflight_next(filters.preflight_peers(hosts, "gate"), hosts, "gate") == ""
+    assert filters.preflight_next(hosts, "h3") == "h0"
+    assert filters.preflight_next(hosts, "gate") == ""
     assert judged(hosts)["ok"]
 
 

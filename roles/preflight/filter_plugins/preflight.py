@@ -47,10 +47,10 @@ def preflight_peers(hosts: Mapping[str, Host], own: str) -> list[dict[str, Any]]
     ]
 
 
-def preflight_next(peers: list[dict[str, Any]], hosts: Mapping[str, Host], own: str) -> str:
+def preflight_next(hosts: Mapping[str, Host], own: str) -> str:
     """The peer after ``own`` in the ring of nodes; empty where there is none, and for a gateway."""
     names = [name for name, host in hosts.items() if host["listener"] and host["part"] == "node"]
-    if own not in names or not peers:
+    if own not in names or len(names) < 2:
         return ""
     return names[(names.index(own) + 1) % len(names)]
 
