@@ -106,7 +106,7 @@ def recap(output: str, name: str) -> dict[str, int]:
 @pytest.mark.usefixtures("faults")
 def test_each_fault_is_named_and_nobody_else_is(preflight: Preflight, address: Callable[[str], str]) -> None:
     python = "/usr/{{ 'local/bin/python-ahead' if inventory_hostname == 'worker1' else 'bin/python3' }}"
-    done, result = preflight(preflight_bandwidth_minimum_mbit=100, ansible_python_interpreter=python)
+    done, result = preflight(preflight_bandwidth_minimum_mbit=60, ansible_python_interpreter=python)
     assert done.returncode == 2, done.stdout + done.stderr
     found = told(result)
     assert set(found) == {
