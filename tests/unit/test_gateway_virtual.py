@@ -12,11 +12,12 @@ from support import load
 
 virtual = load("roles/gateway/filter_plugins/gateway_virtual.py")
 check = load("roles/gateway/files/gateway_check.py")
+GATES = {"gate1": "192.0.2.10", "gate2": "192.0.2.11"}
 GOOD = {
     "virtual": "192.0.2.9/24",
     "listens": "0.0.0.0",
     "gateway": "gate1",
-    "gateways": {"gate1": "192.0.2.10", "gate2": "192.0.2.11"},
+    "gateways": GATES,
     "nodes": [{"name": "head1", "address": "192.0.2.20"}],
 }
 
@@ -30,9 +31,9 @@ GOOD = {
         ({"listens": "127.0.0.1"}, "gateway_address", "would not listen on gateway_virtual_address, 192.0.2.9"),
         ({"listens": "192.0.2.9"}, "gateway_address", "would not listen"),
         ({"gateways": {"gate1": "192.0.2.10"}}, "gateway_virtual_address", "there is one gateway, not 2 to 50"),
-        ({"gateways": {**GOOD["gateways"], "gate1": "gate1"}}, "gateway_own_address", "is no IP address"),
-        ({"gateways": {**GOOD["gateways"], "gate1": "2001:db8::1"}}, "gateway_own_address", "another version of IP"),
-        ({"gateways": {**GOOD["gateways"], "gate2": "192.0.2.9"}}, "gateway_virtual_address", "own address of gate2"),
+        ({"gateways": {**GATES, "gate1": "gate1"}}, "gateway_own_address", "is no IP address"),
+        ({"gateways": {**GATES, "gate1": "2001:db8::1"}}, "gateway_own_address", "another version of IP"),
+        ({"gateways": {**GATES, "gate2": "192.0.2.9"}}, "gateway_virtual_address", "own address of gate2"),
         ({"virtual": "192.0.2.20"}, "gateway_virtual_address", "is the own address of head1"),
     ],
 )
@@ -46,7 +47,7 @@ def test_problems(change: dict[str, Any], variable: str, text: str) -> None:
 @pytest.fixture
 def gateway() -> Iterator[Callable[[str, int], None]]:
     """Return a function that lets a host, of 127.0.0.0/8, answer its health page by a status."""
-    servers = []
+    servers: list[HTTPServer] = []
 
     def answer(host: str, status: int) -> None:
         class Handler(BaseHTTPRequestHandler):

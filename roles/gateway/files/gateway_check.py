@@ -19,12 +19,11 @@ TIMEOUT_SECONDS = 1
 
 def state(host: str, port: int, scheme: str) -> int:
     """What the health page of a gateway says. Its certificate is not looked at: it is asked nothing secret."""
+    page = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
+    if scheme == "https":
+        context = ssl._create_unverified_context()
+        page = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=context)
     try:
-        if scheme == "https":
-            context = ssl._create_unverified_context()
-            page = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=context)
-        else:
-            page = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
         page.request("GET", "/-/healthz")
         return SERVES if page.getresponse().status == 200 else NO_NODE
     except (OSError, http.client.HTTPException):
