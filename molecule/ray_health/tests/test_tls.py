@@ -65,7 +65,7 @@ def test_tools_work_by_it_and_not_without(host, address):
     if host.backend.get_hostname() != "head":
         pytest.skip("is asked on head")
     tool = (
-        "set -a && . /etc/raymetal/ray.env && {change} "
+        "cd / && set -a && . /etc/raymetal/ray.env && {change} "
         f"timeout 25 runuser -u raymetal -- /opt/raymetal/env/current/bin/ray status --address {address}:6380"
     )
     assert "/4.0 CPU" in host.check_output("bash -c '" + tool.format(change="") + "'")
