@@ -14,7 +14,7 @@ from support import ROOT
 # Variables that hold a secret; not those that only count, name or hash it.
 SECRETS = re.compile(
     r"\b(gateway_api_keys|__gateway_key_lines|__gateway_operator_pem|__gateway_model_lines|ray_node_environment"
-    r"|__ray_node_environment|__ray_node_token\.content|load_test_api_key|password)\b"
+    r"|__ray_node_\w*environment|__ray_node_token\.content|load_test_api_key|password)\b"
 )
 FILES = sorted([*(ROOT / "roles").glob("*/tasks/*.yml"), *(ROOT / "playbooks").glob("*.yml"), *ROOT.glob("*.yml")])
 # What names such a variable and shows nothing of it. Role: why.
@@ -48,7 +48,7 @@ def template_of(path: Path, task: Task) -> Path | None:
     arguments = task.get("ansible.builtin.template")
     if not isinstance(arguments, dict) or "{{" in arguments["src"]:
         return None
-    return path.parent.parent / "templates" / arguments["src"]
+    return path.parent.parent / "templates" / str(arguments["src"])
 
 
 def secret(path: Path, task: Task) -> bool:

@@ -64,7 +64,7 @@ def test_nothing_of_the_services_is_readable_by_others(place, name):
     found = here.run(
         "sh", "-c", f"find / /dev/shm /run /tmp -xdev -user {owner} -readable 2>/dev/null", user="guest"
     ).stdout.split()
-    assert not found
+    assert set(found) <= {"/run/haproxy"}  # empty, of Debian's package
     mine = here.run("sh", "-c", f"find / /dev/shm /run /tmp -xdev -user {owner} 2>/dev/null | head -1").stdout
     assert mine, "the search finds nothing at all"
 
