@@ -21,6 +21,7 @@ Done = subprocess.CompletedProcess[str]
 # What a process is by its command line; the first that fits.
 PROCESSES = {
     r"^(/\S*/)?sshd": "sshd",
+    r"^/usr/sbin/haproxy ": "gateway",
     r"^/\S*/gcs_server ": "GCS",
     r"^/\S*/raylet/raylet ": "raylet",
     r"^ray::DashboardAgent|dashboard/agent\.py": "dashboard agent",
@@ -76,7 +77,7 @@ class Place:
         processes = dict(line.split(" ", 1) for line in self.run("sh", "-c", LIST).stdout.splitlines())
         found: dict[tuple[str, int], str] = {}
         # Only a process's own user sees in a container what belongs to it.
-        for user in ("root", "raymetal"):
+        for user in ("root", "haproxy" if self.name == "edge" else "raymetal"):
             for line in self.run("ss", "-H", "-ltnp", user=user).stdout.splitlines():
                 local, owners = line.split()[3], re.findall(r"pid=(\d+)", line)
                 address, _, port = local.rpartition(":")

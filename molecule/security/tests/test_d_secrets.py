@@ -38,7 +38,7 @@ def words(secrets):
 @pytest.mark.parametrize("name", HOSTS)
 def test_secrets_are_in_these_files_only(place, secrets, words, name):
     names = {text: short(name) for name, text in secrets.items()}
-    found: dict[str, set[str]] = {}
+    found = {}
     for line in place(name).run("sh", "-c", SEARCH, input=words).stdout.splitlines():
         path, _, text = line.partition(":")
         found.setdefault(path, set()).add(names[text])
