@@ -34,15 +34,17 @@ def settled(trial, config, **variables):
     assert result.returncode == 0, result.stdout[-4000:]
 
 
-def test_scale_up(trial, under_load):
+def test_scale_up_and_down(trial, load, said):
     config = trial.base()
     chat(config)["deployments"][0]["num_replicas"] = 3
-    under_load(config, "chat: light", "nothing restarts")
-    assert len(trial.replicas("chat")) == 3
-
-
-def test_scale_down(trial, under_load):
-    under_load(trial.base(), "chat: light")
+    load.start()
+    for wanted, count in ((config, 3), (trial.base(), 2)):
+        result = trial.run(wanted)
+        assert result.returncode == 0, result.stdout[-4000:]
+        assert "chat: light" in said(result) and "nothing restarts" in said(result), result.stdout[-4000:]
+        assert sum(replica["state"] == "RUNNING" for replica in trial.replicas("chat")) == count
+    load.end()
+    load.proven()
 
 
 def test_blue_green(trial, under_load, changed):
@@ -55,6 +57,7 @@ def test_blue_green(trial, under_load, changed):
     assert checked.returncode == 0 and changed(checked) == {"0"}, checked.stdout[-3000:]
 
 
+@pytest.mark.soak
 def test_the_file_on_the_head_may_be_pushed_by_hand(trial, under_load, load, changed):
     """It carries the names that run: pushing it changes nothing."""
     before = trial.deployed()
@@ -70,6 +73,7 @@ def test_the_file_on_the_head_may_be_pushed_by_hand(trial, under_load, load, cha
     assert changed(trial.run(trial.config())) == {"0"}
 
 
+@pytest.mark.soak
 def test_surge(trial, under_load):
     """Three replicas of one GPU each on four GPUs: room for one more, not for a second copy."""
     config = trial.config()
@@ -89,15 +93,21 @@ def test_roll(trial, under_load):
     assert trial.options()["revision"] == "4"
 
 
-def test_add(trial, under_load):
-    config = trial.config()
-    settled(trial, config)  # back to two replicas: room for more
+def with_a_second(config):
     config["applications"].append({**copy.deepcopy(chat(config)), "name": "second", "route_prefix": "/second"})
-    under_load(config, "second: add")
+    return config
+
+
+@pytest.mark.soak
+def test_add(trial, under_load):
+    settled(trial, trial.config())  # back to two replicas: room for more
+    under_load(with_a_second(trial.config()), "second: add")
     assert trial.options("/second")["revision"] == "4"
 
 
 def test_remove(trial, under_load):
+    settled(trial, trial.config())
+    settled(trial, with_a_second(trial.config()))
     under_load(trial.config(), "second: remove", ray_serve_remove_applications=["second"])
 
 
@@ -131,6 +141,7 @@ def test_canary(trial, under_load, load, said):
     assert trial.options()["revision"] == "5"
 
 
+@pytest.mark.soak
 def test_a_plan_is_told_before_anything_is_done(trial, load, said):
     before = trial.deployed()
     result = trial.run(trial.config(revision="never"), "--check", "--diff")

@@ -42,12 +42,14 @@ def test_a_new_one_that_crashes_in_place(trial, fails):
     fails(new, "told to crash at start", ray_serve_way="surge")
 
 
+@pytest.mark.soak
 def test_a_new_one_that_answers_wrongly(trial, load, fails):
     new = trial.config(revision="wrong", answer="Rome")
     fails(new, "does not contain 'Paris'", "What served before serves again: chat")
     assert "wrong" not in load.prints(), "it got traffic before it was judged"
 
 
+@pytest.mark.soak
 def test_no_room(trial, said, load):
     new = trial.config(revision="roomless")
     new["applications"][0]["deployments"][0]["ray_actor_options"]["num_gpus"] = 2
@@ -111,6 +113,7 @@ def test_ansible_is_killed_in_the_middle(trial, load, said, changed, wait_until,
     assert again.returncode == 0 and changed(again) == {"0"} and "interrupted" not in said(again)
 
 
+@pytest.mark.soak
 def test_back_to_the_one_before(trial, load, playbook):
     """playbooks/rollback.yml, under load."""
     before = trial.options()
@@ -124,6 +127,7 @@ def test_back_to_the_one_before(trial, load, playbook):
     load.proven()
 
 
+@pytest.mark.soak
 def test_back_to_one_that_is_not_there(trial, playbook, said):
     result = playbook("playbooks/rollback.yml", variables={**trial.variables(trial.config(), {}), "rollback_to": "x"})
     assert result.returncode != 0 and "has no configuration x. To do: name one of 20" in said(result)

@@ -55,6 +55,7 @@ def test_without_room_the_replicas_of_one_node_end_and_the_others_serve(trial, l
     assert trial.run(trial.config()).returncode == 0
 
 
+@pytest.mark.soak
 def test_the_only_replica_without_room_elsewhere_is_not_ended_without_consent(trial, flags, said):
     config = trial.config()
     config["applications"][0]["deployments"][0] |= {

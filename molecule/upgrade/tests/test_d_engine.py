@@ -121,6 +121,7 @@ def test_weights_of_the_right_shape_that_answer_nonsense(trial, load, light, con
     assert prompt_tokens(ask) == before
 
 
+@pytest.mark.soak
 def test_weights_that_are_cut_short_never_get_so_far(trial, named, revisions, llm, said):
     head = named("head")
     head.check_output(f"cp -r {TRIAL}/2 {TRIAL}/short && truncate -s -1000 {TRIAL}/short/model.safetensors")
