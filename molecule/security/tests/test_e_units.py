@@ -7,7 +7,7 @@ import pytest
 UNITS = ("raymetal.service", "raymetal-gateway.service")
 # Highest exposure that passes. A unit of ours that is not here stops the test.
 BOUNDS = {
-    "raymetal.service": 2.4,
+    "raymetal.service": 3.6,
     "raymetal-sweep.service": 2.6,
     "raymetal-gateway.service": 1.5,
     "raymetal-firewall.service": 1.8,
