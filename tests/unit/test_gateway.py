@@ -29,6 +29,8 @@ def test_servers_are_reached_where_the_proxies_listen() -> None:
         "[fd00::5]:8000",
     ]
     assert [s["address"] for s in gateway.gateway_servers(NODES[:1], "127.0.0.1", 8000)] == ["127.0.0.1:8000"]
+    spare = gateway.gateway_servers(NODES, "0.0.0.0", 8000, [NODES[0]["name"]])
+    assert [s["backup"] for s in spare] == [True] + [False] * (len(NODES) - 1)
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_models_are_known_only_where_all_applications_tell_them() -> None:
 
 
 SPEC = yaml.safe_load((ROOT / "roles/gateway/meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
-NEEDED = {"gateway_nodes": [], "gateway_node_host": "h", "gateway_node_port": 1}
+NEEDED = {"gateway_nodes": [], "gateway_backup_nodes": [], "gateway_node_host": "h", "gateway_node_port": 1}
 
 
 @pytest.mark.parametrize(

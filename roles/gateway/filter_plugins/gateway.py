@@ -17,11 +17,20 @@ def gateway_host(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def gateway_servers(nodes: Iterable[Mapping[str, str]], host: str, port: int) -> list[dict[str, str]]:
-    """Name and address:port of each node; a proxy that is bound to one address is reached there only."""
-    wildcard = host in ("0.0.0.0", "::")
+def gateway_servers(
+    nodes: Iterable[Mapping[str, str]], host: str, port: int, backups: Iterable[str] = ()
+) -> list[dict[str, Any]]:
+    """Name, address:port and backup of each node; a proxy that is bound to one address is reached there only.
+
+    ``backups``: names of nodes that get a request only while no other is up.
+    """
+    wildcard, spare = host in ("0.0.0.0", "::"), set(backups)
     return [
-        {"name": node["name"], "address": f"{gateway_host(node['address'] if wildcard else host)}:{port}"}
+        {
+            "name": node["name"],
+            "address": f"{gateway_host(node['address'] if wildcard else host)}:{port}",
+            "backup": node["name"] in spare,
+        }
         for node in nodes
     ]
 
