@@ -225,11 +225,12 @@ def load(request: pytest.FixtureRequest) -> Iterator[Load]:
 
 
 @pytest.fixture
-def mend(site: Site, playbook: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[[float], float | None]:
+def mend(site: Site, playbook: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., float | None]:
     """Return a function that brings all back as an operator would, by site.yml, and gives since when all is well."""
 
-    def run(seconds: float) -> float | None:
-        done = playbook("site.yml", "--tags", "cluster,serve", variables={"cluster_accept_outage": True})
+    def run(seconds: float = 120, **variables: Any) -> float | None:
+        variables = {"cluster_accept_outage": True, **variables}
+        done = playbook("site.yml", "--tags", "gateway,cluster,serve", variables=variables)
         assert done.returncode == 0, done.stdout[-4000:]
         return site.well_since(seconds)[0]
 
@@ -238,15 +239,17 @@ def mend(site: Site, playbook: Callable[..., subprocess.CompletedProcess[str]]) 
 
 @pytest.fixture
 def strike(
-    site: Site, load: Load, mend: Callable[[float], float | None], results: Results
-) -> Callable[[Any], dict[str, Any]]:
+    site: Site, load: Load, mend: Callable[..., float | None], results: Results
+) -> Iterator[Callable[[Any], dict[str, Any]]]:
     """Return a function that makes a fault under load, and notes what came of it.
 
     All is well before, or brought back by site.yml; so it is, too, where a fault leaves something broken.
     """
-    assert site.well_since(120)[0] or mend(120)
+    changed = {}
 
     def run(fault: Any) -> dict[str, Any]:
+        changed.update(fault.variables)
+        assert (not changed and site.well_since(120)[0]) or mend(**changed)
         load.start(at="edge", port=8080)
         began = ended = fault.make(site) or time.time()
         if fault.undo:
@@ -254,11 +257,13 @@ def strike(
             ended = fault.undo(site) or time.time()
         since, problems = site.well_since(fault.seconds)
         by_itself = since is not None
-        since = since or mend(120)
+        since = since or mend(**changed)
         load.end(0)
         assert since, problems
         entry = results.note(fault, load, Outcome(began, ended, since, by_itself))
         assert by_itself == fault.by_itself, (problems, entry)
         return entry
 
-    return run
+    yield run
+    if changed:
+        assert mend()

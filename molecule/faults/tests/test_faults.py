@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,7 @@ class Fault:
     lasts: float = 0
     soak: bool = True
     by_itself: bool = True
+    variables: dict[str, Any] = field(default_factory=dict)  # another set-up than that of molecule.yml
 
 
 def signal(host: str, process: str, name: str) -> Act:
@@ -77,6 +79,7 @@ def process(host: str, what: str, name: str, seconds: float = 60, failed: int = 
     )
 
 
+IN_MEMORY = {"ray_node_gcs_storage": "memory"}
 FAULTS = [
     process("worker1", "replica", "KILL", soak=False),
     process("worker1", "replica", "TERM"),
@@ -113,6 +116,10 @@ FAULTS = [
           cut("worker1", "edge"), 30, 30, cut("worker1", "edge", remove=True), 30),
     Fault("loss", "a worker loses 5 % of all packets for 60 s",
           lose("worker1", 0.05), 60, 30, lose("worker1", 0.05, remove=True), 60),
+    Fault("gcs-KILL-without-store", "gcs_server of the head ends by SIGKILL, ray_node_gcs_storage: memory",
+          signal("head", "gcs_server", "KILL"), 90, 250 * RATE, by_itself=False, variables=IN_MEMORY),
+    Fault("head-off-without-store", "the head loses power for 60 s, ray_node_gcs_storage: memory",
+          each("kill", "head"), 90, 300 * RATE, each("start", "head"), 60, by_itself=False, variables=IN_MEMORY),
 ]  # fmt: skip
 
 
