@@ -74,6 +74,7 @@ def test_a_host_without_nvidia_smi(tmp_path: Path) -> None:
     assert found["memory_bytes"] > 2**28 and found["cpus"] == os.cpu_count() and found["shm_bytes"] >= 0
     assert found["route_address"] == "127.0.0.1"
     assert found["user"]["uid"] > 0
+    assert found["interfaces"] == {}  # there is no ip either
     assert found["paths"]["/"] == {"exists": True, "directory": True, "config_json": False}
     assert not found["paths"]["/nowhere/at/all"]["exists"]
     # The file system of a path is that of its nearest existing parent; a relative one ended in a loop once.
@@ -97,6 +98,14 @@ def test_a_host_with_gpus(tmp_path: Path) -> None:
 def test_a_host_whose_gpus_cannot_be_asked(tmp_path: Path, name: str, status: int, says: str) -> None:
     found = facts(PATH=fake_smi(tmp_path, name, name, status))
     assert found["gpus"] == [] and says in found["gpu_error"]
+
+
+def test_parse_interfaces() -> None:
+    assert module.parse_interfaces(sample("ip_address.json")) == {
+        "lo": {"addresses": ["127.0.0.1", "::1"], "mtu": 65536, "up": True},
+        "eth0": {"addresses": ["10.237.153.11"], "mtu": 1500, "up": True},
+        "eth1": {"addresses": [], "mtu": 9000, "up": False},
+    }
 
 
 def test_installed_packages() -> None:

@@ -62,6 +62,8 @@ def test_environment_file_is_read_back_as_it_was_given(rendered: Path) -> None:
     read = dict(entry.split("=", 1) for entry in done.stdout.decode().split("\0") if entry)
     assert {name: read.get(name) for name in given} == {name: str(value) for name, value in given.items()}
     assert read["RAY_AUTH_MODE"] == "token" and len(read["RAYMETAL_CONFIG"]) == 16
+    network = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "VLLM_HOST_IP")
+    assert [read[name] for name in network] == ["=eth1", "eth1", "10.0.0.5"]
 
 
 @pytest.mark.parametrize("host", ["head", "worker"])

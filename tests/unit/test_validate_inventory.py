@@ -40,6 +40,23 @@ def test_a_head_that_works_is_permitted_when_meant() -> None:
     assert filters.inventory_problems(both, ADDRESSES, head_and_worker=True) == []
 
 
+@pytest.mark.parametrize(
+    ("left_out", "wrong"),
+    [
+        ([], []),
+        (["w1", "w2", "gate"], []),
+        ("w1", [("cluster", "is no list of inventory names")]),
+        ([{"name": "w1"}], [("cluster", "is no list of inventory names")]),
+        (["w1", "w9"], [("cluster", "w9 is no host of the inventory")]),
+        (["h"], [("h", "is the head")]),
+    ],
+)
+def test_left_out(left_out: Any, wrong: list[tuple[str, str]]) -> None:
+    found = filters.left_out_problems({**GROUPS, "all": ["h", "w1", "w2", "gate"]}, left_out)
+    assert [(p["host"], p["variable"]) for p in found] == [(host, "cluster_left_out") for host, _ in wrong]
+    assert all(text in p["problem"] for p, (_, text) in zip(found, wrong, strict=True))
+
+
 def told(host: str, **more: Any) -> dict[str, Any]:
     return {"host": host, "variable": "v", "value": 1, "problem": "is wrong.", "do": "mend it", **more}
 

@@ -20,7 +20,7 @@ def _names(name: str) -> bool:
 def certificate_problems(
     names: list[str], authority_host: str, hosts: list[str], days: int, renew_days: int, authority_days: int
 ) -> list[dict[str, Any]]:
-    """Problems of the names, of the authority's host (``hosts``: those of the inventory) and of the times in days."""
+    """Problems of the names, of the authority's host (``hosts``: who takes part) and of the times in days."""
     found: list[dict[str, Any]] = []
 
     def add(variable: str, value: Any, problem: str, do: str) -> None:
@@ -32,7 +32,8 @@ def certificate_problems(
         if not _names(name):
             add("certificate_names", name, "is neither a host name nor an address", "correct it")
     if authority_host not in hosts:
-        add("certificate_authority_host", authority_host, "is no host of the inventory", "name one that is, and stays")
+        text = "is no host of the inventory, or left out (cluster_left_out)"
+        add("certificate_authority_host", authority_host, text, "name one that is, and stays")
     if not 1 <= renew_days < days:
         text = f"is not from 1 to below certificate_days, {days}"
         add("certificate_renew_days", renew_days, text, "choose a smaller number")

@@ -52,12 +52,14 @@ ansible_facts:
   description: >-
     One key, C(gpu_host), with os (id, version), arch, cpus, memory_bytes, swap_bytes, shm_bytes, systemd (bool: PID 1),
     packages (names of the Debian packages that are installed), python (path and version, or null),
-    clock_difference_seconds, user (uid, shell, home; or null), cluster (name or null), route_address, disks and paths
-    (by path), driver_version, driver_cuda, gpu_error, and gpus, a list of dicts with index, uuid, name, memory_mib.
+    clock_difference_seconds, user (uid, shell, home; or null), cluster (name or null), route_address, interfaces
+    (by name: addresses, mtu in bytes, up), disks and paths (by path), driver_version, driver_cuda, gpu_error, and
+    gpus, a list of dicts with index, uuid, name, memory_mib.
   type: dict
   returned: always
 """
 
+import json
 import os
 import platform
 import pwd
@@ -165,6 +167,24 @@ def route_address(peer: str) -> str | None:
         return None
 
 
+def parse_interfaces(text: str) -> dict[str, Any]:
+    """Addresses (without those of link scope), MTU in bytes and state by name, from ``ip -json address show``."""
+    return {
+        link["ifname"]: {
+            "addresses": [a["local"] for a in link["addr_info"] if "local" in a and a["scope"] != "link"],
+            "mtu": link["mtu"],
+            "up": "LOWER_UP" in link["flags"],
+        }
+        for link in json.loads(text)
+        if "ifname" in link
+    }
+
+
+def interfaces() -> dict[str, Any]:
+    status, text = run(["ip", "-json", "address", "show"])
+    return parse_interfaces(text) if status == 0 else {}
+
+
 def shm_bytes() -> int:
     try:
         usage = os.statvfs("/dev/shm")
@@ -206,6 +226,7 @@ def main() -> None:
         "user": user_facts(module.params["user"]),
         "cluster": read(module.params["marker"]).strip() if os.path.exists(module.params["marker"]) else None,
         "route_address": route_address(module.params["peer"]),
+        "interfaces": interfaces(),
         "disks": {path: disk_facts(path) for path in ["/", *module.params["paths"]]},
         "paths": {path: path_facts(path) for path in module.params["paths"]},
         **gpu_facts(),

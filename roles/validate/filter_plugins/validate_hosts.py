@@ -64,6 +64,17 @@ def _machine(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> It
         yield _problem(host, "cluster_user", want["user"], text, "name a user that does not exist, or that we made")
 
 
+def _network(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> Iterator[Problem]:
+    if name := want["interface"]:
+        interface = facts["interfaces"].get(name)
+        known = ", ".join(facts["interfaces"]) or "none"
+        if not interface:
+            yield _problem(host, "cluster_interface", name, f"the host has {known}", "name one of them")
+        elif not interface["up"] or not interface["addresses"]:
+            text = "is down" if not interface["up"] else "has no address"
+            yield _problem(host, "cluster_interface", name, text, "set it up, or name another interface")
+
+
 def _software(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> Iterator[Problem]:
     if want["python_source"] == "host" and not facts["python"]:
         do = f"install python{want['python_version']}, or set python_env_python_source to managed"
@@ -165,11 +176,13 @@ def host_problems(hosts: Mapping[str, Mapping[str, Any]], applications: list[Any
     found = []
     for host, data in hosts.items():
         if not data["facts"]:
-            do = "check the address, the network, the ssh user and key, and the host key"
+            do = (
+                "check the address, the network, the ssh user and key, and the host key, or name it in cluster_left_out"
+            )
             text = f"the host does not answer: {data['error']}"
             found.append(_problem(host, "ansible_host", data["address"], text, do))
             continue
-        for check in (_machine, _software, _gpus):
+        for check in (_machine, _network, _software, _gpus):
             found += check(host, data["facts"], data["wanted"])
     answering = {host: data for host, data in hosts.items() if data["facts"]}
     # What the cluster has room for is known when all hosts have been heard.

@@ -44,6 +44,23 @@ def inventory_problems(
     return problems
 
 
+def left_out_problems(groups: Mapping[str, list[str]], left_out: Any) -> list[Problem]:
+    """Problems of ``cluster_left_out`` within the groups (name -> hosts)."""
+    name = "cluster_left_out"
+    if not isinstance(left_out, list) or not all(isinstance(host, str) for host in left_out):
+        do = f"""write a list, on the command line -e '{{"{name}": ["host1"]}}'"""
+        return [problem("cluster", name, left_out, "is no list of inventory names", do)]
+    problems = []
+    for host in left_out:
+        if host not in groups.get("all", []):
+            text, do = f"{host} is no host of the inventory", "write inventory names"
+            problems.append(problem("cluster", name, None, text, do))
+        elif host in groups.get("ray_head", []):
+            text = "is the head, and without it there is no cluster"
+            problems.append(problem(host, name, None, text, "mend it, or put another host into ray_head"))
+    return problems
+
+
 def problem_lines(problems: Iterable[Problem]) -> list[str]:
     """One line a problem: host, variable, value, what is wrong, what to do. The same line of many hosts becomes one."""
     lines: dict[str, list[str]] = {}
@@ -70,6 +87,7 @@ class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "inventory_problems": inventory_problems,
+            "left_out_problems": left_out_problems,
             "problem_lines": problem_lines,
             "role_problems": role_problems,
             "problem_report": problem_report,
