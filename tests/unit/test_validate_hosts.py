@@ -63,6 +63,7 @@ GOOD: dict[str, Any] = {
         "python_version": "3.11",
         "lock_cuda": "13.0.88",
         "supervisor": "auto",
+        "firewall": True,
         "logical_gpus": False,
         "num_gpus": None,
         "num_cpus": None,
@@ -124,7 +125,12 @@ def test_the_good_host_is_good() -> None:
         ),
         ({"facts.python": None, "wanted.python_source": "host"}, "python_env_python_version", "no such Python"),
         ({"wanted.packages": ["zstd", "libnuma1"]}, "cluster_debian_mirror", "no Debian mirror and lacks zstd"),
-        ({"facts.systemd": False, "wanted.supervisor": "systemd"}, "ray_node_supervisor", "not systemd"),
+        (
+            {"facts.systemd": False, "wanted.supervisor": "systemd", "wanted.firewall": False},
+            "ray_node_supervisor",
+            "not systemd",
+        ),
+        ({"facts.systemd": False}, "firewall_enabled", "not systemd"),
         (
             {"facts.paths": {**GOOD["facts"]["paths"], "/models/m": {"directory": False, "config_json": False}}},
             "model_store_models m.host_path",
@@ -170,7 +176,7 @@ def test_the_driver_to_install_is_named() -> None:
     [
         {"facts.user": None},
         {"facts.python": None},  # auto: uv's managed build then
-        {"facts.systemd": False},
+        {"facts.systemd": False, "wanted.firewall": False},
         {"wanted.address": "127.0.0.1", "wanted.cluster_size": 1, "wanted.head_address": "127.0.0.1"},
         {"wanted.address": "fd00::1"},
         {"wanted.num_gpus": 4, "wanted.logical_gpus": True},

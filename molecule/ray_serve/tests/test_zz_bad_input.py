@@ -107,7 +107,7 @@ model_store_models:
         "ray_node_options.gcs_server_port = 6381: this version of `ray start` no longer has it. To do: .*ray_node_port",
         "ray_node_options.head = True: belongs to the role",
         "ray_node_options.num_cpus = -2: is negative",
-        "ray_node_options.metrics_export_port = 8265: is also the port of ray_node_dashboard_port",
+        r"ray_node_options.metrics_export_port = 8265: is also a port of the dashboard.*\(ray_node_dashboard_port\)",
         "ray_node_options.object_manager_port = 99999: is no port",
         "ray_node_options.resources = .*cannot be written as JSON",
         r"applications\[1\].name = one: another application has the same name",

@@ -67,11 +67,11 @@ def gateway_problems(
     away = [name for name in names if name != gateway]
     if _loopback(host) and away:
         text = f"the proxies of {', '.join(away)} listen on their own loopback, where the gateway cannot reach them"
-        do = "set it to 0.0.0.0, behind a firewall that admits the gateway"
+        do = "set it to 0.0.0.0; the firewall admits the gateway"
         add("ray_serve_config.http_options.host", host, text, do)
     elif host not in ("0.0.0.0", "::") and len(names) > 1:
         text = "is one address, and there are several nodes"
-        add("ray_serve_config.http_options.host", host, text, "set it to 0.0.0.0, behind a firewall")
+        add("ray_serve_config.http_options.host", host, text, "set it to 0.0.0.0")
     taken: dict[Any, str] = {}
     for name, port in others.items():
         first, last = port if isinstance(port, list) else (port, port)

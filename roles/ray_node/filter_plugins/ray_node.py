@@ -104,42 +104,21 @@ def _value_problem(name: str, value: Any, kind: str) -> tuple[str, str] | None:
     return None
 
 
-def _port_problems(options: Mapping[str, Any], fixed: Mapping[str, Any]) -> Iterator[Problem]:
-    ports: dict[int, str] = {}
+def _port_problems(options: Mapping[str, Any], fixed: Mapping[str, int]) -> Iterator[Problem]:
+    """Ports that are none. Whose is also another's is a matter of the port plan (roles/firewall)."""
     for name, port in fixed.items():
-        if isinstance(port, (list, tuple)):
-            ports |= dict.fromkeys(range(port[0], port[1] + 1), name)
-    skipped = {"min_worker_port", "max_worker_port", *OWNED, *REMOVED}
-    own = {f"ray_node_options.{k}": v for k, v in options.items() if str(k).endswith("_port") and k not in skipped}
-    workers = [options.get("min_worker_port", 10002), options.get("max_worker_port", 19999)]
-    for name, port in {**fixed, **own}.items():
-        if not isinstance(port, int) or isinstance(port, bool):
-            continue
         if not 0 < port <= PORT_MAX:
-            if name in fixed:  # of an option it is said already, and 0 there lets Ray choose
-                yield {"variable": name, "value": port, "problem": "is no port", "do": f"write 1 to {PORT_MAX}"}
-            continue
-        if port in ports:
-            text = f"is also the port of {ports[port]}"
-            yield {"variable": name, "value": port, "problem": text, "do": "give each its own"}
-        elif (
-            all(isinstance(w, int) for w in workers)
-            and workers[0] <= port <= workers[1]
-            and "worker_port_list" not in options
-        ):
-            text = f"lies within the workers' ports {workers[0]} to {workers[1]}"
-            do = "choose another, or move min_worker_port and max_worker_port"
-            yield {"variable": name, "value": port, "problem": text, "do": do}
-        ports.setdefault(port, name)
+            yield {"variable": name, "value": port, "problem": "is no port", "do": f"write 1 to {PORT_MAX}"}
+    workers = [options.get("min_worker_port", 10002), options.get("max_worker_port", 19999)]
     if all(isinstance(w, int) for w in workers) and workers[0] > workers[1] and 0 not in workers:
         text = f"is above max_worker_port, {workers[1]}"
         yield {"variable": "ray_node_options.min_worker_port", "value": workers[0], "problem": text, "do": "swap them"}
 
 
 def ray_start_problems(
-    options: Mapping[str, Any], known: Mapping[str, Mapping[str, str]], ports: Mapping[str, Any]
+    options: Mapping[str, Any], known: Mapping[str, Mapping[str, str]], ports: Mapping[str, int]
 ) -> list[Problem]:
-    """Problems of the operator's options; ``ports`` are those set elsewhere, variable -> port or [first, last]."""
+    """Problems of the operator's options; ``ports`` are those set elsewhere, variable -> port."""
     found: list[Problem] = []
     for raw, value in options.items():
         name = str(raw)

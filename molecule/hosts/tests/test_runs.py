@@ -1,0 +1,88 @@
+"""Runs that meet one another, are killed, or lose a host on their way."""
+
+import os
+import random
+import re
+import signal
+import time
+
+UNITS = ("raymetal.service",)
+LOCK = "/run/raymetal-trial.lock"
+
+
+def well(result):
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-1000:]
+    return result
+
+
+def begins(run, output, wait_until, text):
+    """Wait until a run has said ``text``."""
+    wait_until(lambda: re.search(text, output.read_text()) or run.poll() is not None, 240)
+    assert run.poll() is None, output.read_text()[-3000:]
+
+
+def test_a_second_run_is_told_of_the_first(hosts, host, said, wait_until):
+    first, output = hosts.begin()
+    begins(first, output, wait_until, r"(?s)run_lock : Take the lock.*?TASK")
+    os.killpg(first.pid, signal.SIGSTOP)  # it takes its time
+    try:
+        second = hosts.run("drain", host="worker2")
+        dry = hosts.run("site", "--check", "--tags", "health")
+        assert host.file(LOCK).mode == 0o600 and host.file(LOCK).user == "root"
+    finally:
+        os.killpg(first.pid, signal.SIGCONT)
+    assert second.returncode != 0, second.stdout[-2000:]
+    for text in ("another run changes the cluster", f"process {first.pid}, since", "run_lock_take_over=true"):
+        assert text in said(second), second.stdout[-2000:]
+    assert dry.returncode == 0, dry.stdout[-2000:]
+    assert first.wait(600) == 0, output.read_text()[-3000:]
+    assert not host.file(LOCK).exists
+
+
+def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes):
+    seed = int(os.environ.get("RAYMETAL_SEED", time.time()))
+    times = 20 if os.environ.get("RAYMETAL_SOAK") else 3
+    print(f"RAYMETAL_SEED={seed}")
+    draw = random.Random(seed)
+    begin = time.time()
+    well(hosts.run("site", ray_node_drain_seconds=31, cluster_accept_outage=True))
+    whole = time.time() - begin
+    for number in range(times):
+        # Another value each time: there is something to be done, a restart of every node.
+        wanted = 40 + number
+        run, _ = hosts.begin(ray_node_drain_seconds=wanted, cluster_accept_outage=True)
+        after = draw.uniform(0.1, 0.9) * whole
+        print(f"killed after {after:.0f} s of about {whole:.0f} s")
+        time.sleep(after)
+        hosts.kill(run)
+        well(hosts.run("site", ray_node_drain_seconds=wanted, cluster_accept_outage=True))
+        assert hosts.serves() and not host.file(LOCK).exists
+        assert host.run(f"grep -c DRAIN_TIMEOUT_S=.{wanted}. /etc/raymetal/ray.env").stdout.strip() == "1"
+    again = well(hosts.run("site", ray_node_drain_seconds=40 + times - 1))
+    assert set(changes(again).values()) == {0}, changes(again)
+
+
+def test_a_worker_lost_on_the_way_stops_nobody_and_is_named(hosts, host, named, podman, wait_until):
+    prefix = os.environ.get("MOLECULE_PREFIX") or "raymetal"
+    container = f"{prefix}-hosts-worker2"
+    well(hosts.run("drain", host="worker1,worker2", cluster_accept_no_room=True))
+    first, output = hosts.begin()
+    begins(first, output, wait_until, r"TASK \[ray_node : start \|")
+    podman("kill", container)
+    try:
+        status = first.wait(600)
+        text = " ".join(output.read_text().split())
+        assert status != 0, text[-3000:]
+        assert (
+            "1 host(s) were lost on the way" in text
+            and "worker2: did not answer any more while nodes were started" in text
+        )
+        assert "add.yml -e host=worker2" in text
+        assert "worker1" in hosts.alive() and hosts.serves() and not host.file(LOCK).exists
+    finally:
+        podman("start", container)
+    wait_until(
+        lambda: named("worker2").run("systemctl is-system-running --wait").stdout.strip() in ("running", "degraded")
+    )
+    well(hosts.run("add", host="worker2"))
+    assert set(hosts.alive()) == {"head", "worker1", "worker2"}
