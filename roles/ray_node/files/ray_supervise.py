@@ -147,7 +147,7 @@ class Judge:
 def end_all(root: int) -> None:
     """Kill and reap everything below ``root``, which is this process.
 
-    Until all is reaped: a zombie may have threads that still end, and systemd waits a minute for one that is left to it.
+    Until all is reaped: a zombie may have threads that still end, and systemd waits a minute for what is left to it.
     """
     while below := descendants(root):
         for pid in below:
