@@ -33,7 +33,7 @@ STAMP := .venv/.locked
 BECOME := $(shell [ "$(INVENTORY)" != inventories/local ] || [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null || echo --ask-become-pass)
 PLAYBOOK = ansible-playbook -i $(INVENTORY) $(BECOME)
 
-.PHONY: help setup up down check bundle lint unit molecule test soak docs lock clean
+.PHONY: help setup up down check preflight bundle lint unit molecule test soak docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -59,6 +59,9 @@ bundle: setup ## gather in TO=/srv/bundle what hosts without internet install fr
 
 check: setup ## say what `make up` would change, and change nothing
 	$(PLAYBOOK) site.yml --check --diff $(ARGS)
+
+preflight: setup ## look from every host of INVENTORY at all others, before anything is changed
+	$(PLAYBOOK) playbooks/preflight.yml $(ARGS)
 
 down: setup ## remove the cluster of INVENTORY
 	$(PLAYBOOK) teardown.yml $(ARGS)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
-from support import load
+from support import ROOT, load
 
 filters = load("roles/validate/filter_plugins/validate_inventory.py")
 GROUPS = {"ray_head": ["h"], "ray_workers": ["w1", "w2"], "ray_cluster": ["h", "w1", "w2"]}
@@ -55,6 +59,40 @@ def test_left_out(left_out: Any, wrong: list[tuple[str, str]]) -> None:
     found = filters.left_out_problems({**GROUPS, "all": ["h", "w1", "w2", "gate"]}, left_out)
     assert [(p["host"], p["variable"]) for p in found] == [(host, "cluster_left_out") for host, _ in wrong]
     assert all(text in p["problem"] for p, (_, text) in zip(found, wrong, strict=True))
+
+
+def test_a_host_that_is_left_out_is_unknown_to_the_others(tmp_path: Path) -> None:
+    play = [
+        {"hosts": "head1", "gather_facts": False, "tasks": [{"copy": {"content": "{{ seen }}", "dest": "{{ to }}"}}]}
+    ]
+    (tmp_path / "play.yml").write_text(json.dumps(play))
+    (tmp_path / "group_vars").symlink_to(ROOT / "group_vars")
+    seen = ["cluster_nodes", "gateway_hosts", "firewall_hosts"]
+    given = {
+        "seen": "{{ {" + ", ".join(f"'{name}': {name}" for name in seen) + ", 'nodes': gateway_nodes} | to_json }}",
+        "to": str(tmp_path / "seen.json"),
+        "cluster_left_out": ["gpu1", "gate2"],
+        "validate_node": {"address": "{{ ansible_host }}"},
+        "ansible_connection": "local",
+        "ansible_become": False,
+    }
+    (tmp_path / "gateways.yml").write_text("gateway: {hosts: {gate1: , gate2: }}")
+    command = ["ansible-playbook", "-i", str(ROOT / "inventories/example"), "-i", str(tmp_path / "gateways.yml")]
+    done = subprocess.run(
+        [*command, "-e", json.dumps(given), str(tmp_path / "play.yml")],
+        env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "seen.json").read_text()) == {
+        "cluster_nodes": ["head1", "gpu2"],
+        "gateway_hosts": ["gate1"],
+        "firewall_hosts": ["head1", "gpu2", "gate1"],
+        "nodes": [{"name": "head1", "address": "192.0.2.10"}, {"name": "gpu2", "address": "192.0.2.12"}],
+    }
 
 
 def told(host: str, **more: Any) -> dict[str, Any]:
