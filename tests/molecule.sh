@@ -27,9 +27,9 @@ if [ $# -gt 0 ]; then
   exit
 fi
 one_by_one gpu_host  # it makes the image of the hosts
-one_by_one conda fan_out &
+one_by_one conda fan_out firewall pair preflight &
 beside=$!
-one_by_one python_env model_store || failed=yes
+one_by_one python_env model_store ray_node ray_serve ray_health || failed=yes
 wait "$beside" || failed=yes
 [ -z "${failed:-}" ]
-one_by_one firewall gateway preflight load_test ray_node ray_serve ray_health cluster security hosts faults upgrade
+one_by_one gateway load_test cluster security hosts faults upgrade
