@@ -36,3 +36,18 @@ def test_what_is_said() -> None:
     told = ["a makes the environment: gigabytes, some minutes", "a packs it for others", "b, c take it from there"]
     assert python_env.python_env_said(parts) == told
     assert python_env.python_env_said(python_env.python_env_parts({"a": has(True)}, True)) == []
+
+
+@pytest.mark.parametrize(
+    ("keep", "used", "gone"),
+    [
+        (1, ["/e/c"], ["/e/a", "/e/b"]),  # the wanted one need not be the newest
+        (1, ["/e/c", "/e/a"], ["/e/b"]),  # what runs stays
+        (0, ["/e/c"], ["/e/a", "/e/b", "/e/d"]),
+        (3, ["/e/c"], []),
+        (9, [], []),
+    ],
+)
+def test_environments_that_may_go(keep: int, used: list[str], gone: list[str]) -> None:
+    found = [{"path": f"/e/{name}", "mtime": age} for age, name in enumerate("abcd")]
+    assert python_env.python_env_removable(found, keep, used) == gone

@@ -10,6 +10,7 @@ import yaml
 from support import ROOT, load
 
 gpu_host = load("roles/gpu_host/filter_plugins/gpu_host.py")
+ray_node = load("roles/ray_node/filter_plugins/ray_node.py")
 python_env = load("roles/python_env/filter_plugins/python_env.py")
 model_store = load("roles/model_store/filter_plugins/model_store.py")
 ray_serve = load("roles/ray_serve/filter_plugins/ray_serve.py")
@@ -33,9 +34,21 @@ def told(problems: list[dict[str, Any]]) -> list[tuple[str, str]]:
 )
 def test_gpu_host(user: str, directory: str, value: str, text: str) -> None:
     good = {"gpu_host_root": "/opt/a", "gpu_host_config_dir": "/etc/a", "gpu_host_state_dir": "/var/lib/a"}
-    assert gpu_host.gpu_host_problems("raymetal", good) == []
-    ((variable, problem),) = told(gpu_host.gpu_host_problems(user, {**good, directory: value}))
+    assert gpu_host.gpu_host_problems("raymetal", good, 5) == []
+    ((variable, problem),) = told(gpu_host.gpu_host_problems(user, {**good, directory: value}, 5))
     assert variable == ("cluster_user" if user == "root" else directory) and text in problem
+    for percent in (-1, 51):
+        ((variable, problem),) = told(gpu_host.gpu_host_problems("raymetal", good, percent))
+        assert variable == "cluster_disk_reserve_percent" and "out of bounds" in problem
+
+
+@pytest.mark.parametrize(
+    ("bound", "do"),
+    [([1, 0.5], "write 1 or more"), ([0, -1], "write 0 or more"), ([0, 51, 50], "write 0 to 50"), ([0, 50, 50], "")],
+)
+def test_bounds_of_what_a_node_may_leave(bound: list[float], do: str) -> None:
+    found = ray_node.ray_node_bound_problems({"ray_node_x": bound})
+    assert [(problem["variable"], problem["do"]) for problem in found] == ([("ray_node_x", do)] if do else [])
 
 
 LOCK = """\

@@ -36,6 +36,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         "head-raymetal.service",
         "worker-raymetal.service",
+        "worker-raymetal-sweep.service",
+        "worker-raymetal-sweep.timer",
         "head-ray-start",
         "worker-ray-start",
         "head-ray.env",

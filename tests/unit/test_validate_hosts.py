@@ -10,7 +10,7 @@ from support import load
 
 host_problems = load("roles/validate/filter_plugins/validate_hosts.py").host_problems
 GIB = 1024**3
-DISK = {"device": 1, "free_bytes": 100 * GIB, "read_only": False}
+DISK = {"device": 1, "free_bytes": 100 * GIB, "total_bytes": 400 * GIB, "read_only": False}
 GPU = {"index": 0, "uuid": "GPU-0", "name": "NVIDIA H100", "memory_mib": 81559}
 GOOD: dict[str, Any] = {
     "address": "10.0.0.1",
@@ -46,6 +46,7 @@ GOOD: dict[str, Any] = {
         "supported_os": {"debian": ["12", "13"], "ubuntu": ["24.04"]},
         "memory_minimum_gib": 4,
         "disk_minimum_gib": 10,
+        "disk_reserve_percent": 5,
         "clock_tolerance_seconds": 60,
         "required_gpus": 0,
         "equal_gpus": True,
@@ -108,7 +109,17 @@ def test_the_good_host_is_good() -> None:
         (
             {"facts.disks": {**GOOD["facts"]["disks"], "/opt/raymetal": {**DISK, "free_bytes": 2 * GIB}}},
             "gpu_host_disk_minimum_gib",
-            "2.0 GiB are free at /opt/raymetal, 10 are needed",
+            "2.0 GiB are free at /opt/raymetal, 10 are needed and 20.0 are to stay free",
+        ),
+        (
+            {"facts.disks": {**GOOD["facts"]["disks"], "/opt/raymetal": {**DISK, "free_bytes": 29 * GIB}}},
+            "cluster_disk_reserve_percent",
+            "29.0 GiB are free at /opt/raymetal, 10 are needed and 20.0 are to stay free",
+        ),
+        (
+            {"facts.disks": {**GOOD["facts"]["disks"], "/models": {**DISK, "device": 2, "free_bytes": 19 * GIB}}},
+            "cluster_disk_reserve_percent",
+            "19.0 GiB are free at /models, 0 are needed and 20.0 are to stay free",
         ),
         (
             {"facts.disks": {**GOOD["facts"]["disks"], "/models": {**DISK, "read_only": True}}},
@@ -183,9 +194,13 @@ def test_the_driver_to_install_is_named() -> None:
         {"wanted.num_gpus": "omit", "wanted.num_cpus": "omit", "wanted.object_store_memory": "omit"},
         {"wanted.models": [{"name": "p", "package": {}}]},
         {"facts.driver_cuda": "13.3"},
+        {
+            "wanted.disk_reserve_percent": 0,
+            "facts.disks": {path: {**DISK, "free_bytes": 10 * GIB} for path in GOOD["facts"]["disks"]},
+        },
         {**NO_GPU, "wanted.lock_cuda": None, "wanted.variant": "cpu"},
         {  # what is installed is not asked for again
-            "facts.disks": {**GOOD["facts"]["disks"], "/opt/raymetal": {**DISK, "free_bytes": 2 * GIB}},
+            "facts.disks": {**GOOD["facts"]["disks"], "/opt/raymetal": {**DISK, "free_bytes": 22 * GIB}},
             "facts.paths": {**GOOD["facts"]["paths"], "/opt/raymetal/env/0123456789ab": {"exists": True}},
         },
     ],

@@ -7,11 +7,15 @@ from typing import Any
 
 # Sockets live in <state>/ray/session_<time>_<pid>/sockets/: 107 bytes in all are what the kernel takes.
 STATE_DIR_LENGTH_MAX = 30
+RESERVE_PERCENT_MAX = 50
 
 
-def gpu_host_problems(user: str, directories: dict[str, str]) -> list[dict[str, Any]]:
-    """Problems of the service user's name and of the directories (variable -> path)."""
+def gpu_host_problems(user: str, directories: dict[str, str], reserve_percent: float) -> list[dict[str, Any]]:
+    """Problems of the service user's name, of the directories (variable -> path), and of the reserve of a disk."""
     found = []
+    if not 0 <= reserve_percent <= RESERVE_PERCENT_MAX:
+        variable, do = "cluster_disk_reserve_percent", f"write 0 to {RESERVE_PERCENT_MAX}"
+        found.append({"variable": variable, "value": reserve_percent, "problem": "is out of bounds", "do": do})
     if user == "root":
         text = "services never run as root, and teardown ends every process of this user"
         found.append({"variable": "cluster_user", "value": user, "problem": text, "do": "name a dedicated user"})

@@ -143,12 +143,16 @@ def user_facts(name: str) -> dict[str, Any] | None:
 
 
 def disk_facts(path: str) -> dict[str, Any]:
-    """Device, free bytes and read_only of the file system that holds ``path`` or its nearest existing parent."""
+    """Device, free and total bytes, read_only: of the file system of ``path`` or its nearest existing parent."""
     while not os.path.exists(path):
         path = os.path.dirname(path) or "/"
     usage = os.statvfs(path)
-    free, read_only = usage.f_bavail * usage.f_frsize, bool(usage.f_flag & os.ST_RDONLY)
-    return {"device": os.stat(path).st_dev, "free_bytes": free, "read_only": read_only}
+    return {
+        "device": os.stat(path).st_dev,
+        "free_bytes": usage.f_bavail * usage.f_frsize,
+        "total_bytes": usage.f_blocks * usage.f_frsize,
+        "read_only": bool(usage.f_flag & os.ST_RDONLY),
+    }
 
 
 def path_facts(path: str) -> dict[str, Any]:

@@ -83,6 +83,16 @@ def python_env_said(parts: dict[str, dict[str, bool]]) -> list[str]:
     return found
 
 
+def python_env_removable(directories: list[dict[str, Any]], keep: int, used: list[str]) -> list[str]:
+    """Environments that may go, the oldest first: all but those ``used`` and the ``keep`` newest of the others.
+
+    ``directories`` are results of ansible.builtin.find.
+    """
+    spare = [entry for entry in directories if entry["path"] not in used]
+    paths = [str(entry["path"]) for entry in sorted(spare, key=lambda entry: float(entry["mtime"]))]
+    return paths[: max(0, len(paths) - keep)]
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
@@ -90,5 +100,6 @@ class FilterModule:
             "lock_version": lock_version,
             "python_env_problems": python_env_problems,
             "python_env_parts": python_env_parts,
+            "python_env_removable": python_env_removable,
             "python_env_said": python_env_said,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Problem = dict[str, Any]
@@ -151,10 +151,21 @@ def ray_tls_problems(tls: bool, heads: bool, head: str, environment: Mapping[str
     return found
 
 
+def ray_node_bound_problems(bounds: Mapping[str, Sequence[float]]) -> list[Problem]:
+    """Problems of values out of bounds; ``bounds`` is variable -> [least, value] or [least, value, most]."""
+    found = []
+    for variable, (least, value, *most) in bounds.items():
+        if value < least or (most and value > most[0]):
+            do = f"write {least} to {most[0]}" if most else f"write {least} or more"
+            found.append({"variable": variable, "value": value, "problem": "is out of bounds", "do": do})
+    return found
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "ray_start_flags": ray_start_flags,
             "ray_start_problems": ray_start_problems,
             "ray_tls_problems": ray_tls_problems,
+            "ray_node_bound_problems": ray_node_bound_problems,
         }

@@ -35,17 +35,23 @@ def _machine(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> It
     if memory < want["memory_minimum_gib"]:
         text = f"the host has {memory:.1f} GiB of memory"
         yield _problem(host, "gpu_host_memory_minimum_gib", want["memory_minimum_gib"], text, "use a larger host")
-    free = facts["disks"][want["root"]]["free_bytes"] / GIB
     need = INSTALLED_DISK_GIB if facts["paths"][want["environment"]]["exists"] else want["disk_minimum_gib"]
-    if free < need:
-        text = f"{free:.1f} GiB are free at {want['root']}, {need} are needed"
-        do = "free some space, or set cluster_root to a larger file system"
-        yield _problem(host, "gpu_host_disk_minimum_gib", need, text, do)
     places = {"cluster_root": "root", "cluster_state_dir": "state_dir", "model_store_root": "model_root"}
+    devices = set()
     for variable, key in places.items():
-        if facts["disks"][want[key]]["read_only"]:
+        disk, writes, percent = facts["disks"][want[key]], need if key == "root" else 0, want["disk_reserve_percent"]
+        free, reserve = disk["free_bytes"] / GIB, disk["total_bytes"] / GIB * percent / 100
+        if disk["read_only"]:
             text, do = "is on a file system that is read-only", "mount it writable, or choose another place"
             yield _problem(host, variable, want[key], text, do)
+        elif free < writes + reserve and disk["device"] not in devices:
+            text = f"{free:.1f} GiB are free at {want[key]}, {writes} are needed and {reserve:.1f} are to stay free"
+            do = f"free some space (docs/disk.md), or set {variable} to a larger file system"
+            if free < writes:
+                yield _problem(host, "gpu_host_disk_minimum_gib", writes, text, do)
+            else:
+                yield _problem(host, "cluster_disk_reserve_percent", percent, text, do)
+        devices.add(disk["device"])
     store, shm = _asked(want, "object_store_memory"), facts["shm_bytes"]
     if shm < (store or SHM_MINIMUM_GIB * GIB):
         variable = "ray_node_options.object_store_memory" if store else "/dev/shm"
