@@ -104,7 +104,7 @@ def test_an_own_certificate_takes_its_place_and_is_replaced_by_its_file(
         private = path.read_text().split("PRIVATE KEY-----")[1].split()[0]
         assert private not in result.stdout + result.stderr
     assert len(set(serials)) == 3
-    assert host.file("/etc/raymetal/gateway/operator.pem").mode == 0o600
+    assert host.file("/etc/raymetal/gateway/operator.pem").mode == 0o640
     back = playbook("playbooks/gateway.yml")
     assert back.returncode == 0, back.stdout[-3000:]
     assert serial(address, trust) not in serials[1:]

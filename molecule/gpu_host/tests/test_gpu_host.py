@@ -12,7 +12,7 @@ def test_service_user_cannot_log_in(host):
 def test_directories_belong_to_whom_they_should(host):
     for path, owner, group, mode in (
         ("/opt/raymetal", "root", "root", 0o755),
-        ("/etc/raymetal", "root", "raymetal", 0o750),
+        ("/etc/raymetal", "root", "raymetal", 0o751),
         ("/var/lib/raymetal", "raymetal", "raymetal", 0o750),
     ):
         found = host.file(path)

@@ -136,6 +136,16 @@ def ray_start_problems(
     return found + list(_port_problems(options, ports))
 
 
+def ray_node_bound_problems(bounds: Mapping[str, Sequence[float]]) -> list[Problem]:
+    """Problems of values out of bounds; ``bounds`` is variable -> [least, value] or [least, value, most]."""
+    found = []
+    for variable, (least, value, *most) in bounds.items():
+        if value < least or (most and value > most[0]):
+            do = f"write {least} to {most[0]}" if most else f"write {least} or more"
+            found.append({"variable": variable, "value": value, "problem": "is out of bounds", "do": do})
+    return found
+
+
 def ray_tls_problems(tls: bool, heads: bool, head: str, environment: Mapping[str, Any]) -> list[Problem]:
     """Problems of ``ray_node_tls`` of a node, beside that of the ``head``, and in the operator's ``environment``."""
     found: list[Problem] = []
@@ -151,21 +161,11 @@ def ray_tls_problems(tls: bool, heads: bool, head: str, environment: Mapping[str
     return found
 
 
-def ray_node_bound_problems(bounds: Mapping[str, Sequence[float]]) -> list[Problem]:
-    """Problems of values out of bounds; ``bounds`` is variable -> [least, value] or [least, value, most]."""
-    found = []
-    for variable, (least, value, *most) in bounds.items():
-        if value < least or (most and value > most[0]):
-            do = f"write {least} to {most[0]}" if most else f"write {least} or more"
-            found.append({"variable": variable, "value": value, "problem": "is out of bounds", "do": do})
-    return found
-
-
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "ray_start_flags": ray_start_flags,
             "ray_start_problems": ray_start_problems,
-            "ray_tls_problems": ray_tls_problems,
             "ray_node_bound_problems": ray_node_bound_problems,
+            "ray_tls_problems": ray_tls_problems,
         }
