@@ -32,4 +32,4 @@ beside=$!
 one_by_one python_env model_store || failed=yes
 wait "$beside" || failed=yes
 [ -z "${failed:-}" ]
-one_by_one firewall gateway preflight load_test ray_node ray_serve ray_health cluster security hosts upgrade
+one_by_one firewall gateway preflight load_test ray_node ray_serve ray_health cluster security hosts faults upgrade

@@ -148,6 +148,25 @@ def test_a_start_that_fails_leaves_nothing(run: Callable[..., subprocess.Popen[s
     assert process.returncode == 1 and not alive(left)
 
 
+# Its main thread ends, so that the process looks like a zombie, and another one goes on.
+HEADLESS = """
+import ctypes, os, threading, time
+threading.Thread(target=time.sleep, args=(30,)).start()
+open("headless", "w").write(str(os.getpid()))
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_without_its_main_thread_does_not_stay(
+    run: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Regression: systemd waited a minute for what the supervisor took for a zombie and left to it."""
+    (tmp_path / "headless.py").write_text(HEADLESS)
+    process = run(f"{sys.executable} headless.py & until [ -s headless ]; do sleep 0.1; done; sleep 0.5; exit 3")
+    process.communicate(timeout=20)
+    assert not Path(f"/proc/{(tmp_path / 'headless').read_text()}").exists()
+
+
 def test_told_to_end_it_passes_it_on_and_ends_the_rest(
     run: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:

@@ -49,7 +49,7 @@ def say(text: str) -> None:
 
 
 def descendants(root: int) -> dict[int, tuple[str, str]]:
-    """Process id -> (state, name of the program) of everything below ``root``; zombies are left out."""
+    """Process id -> (state, name of the program) of everything below ``root``; a zombie has no name."""
     parents: dict[int, int] = {}
     seen: dict[int, tuple[str, str]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -68,7 +68,7 @@ def descendants(root: int) -> dict[int, tuple[str, str]]:
                 return True
         return False
 
-    return {pid: what for pid, what in seen.items() if what[0] not in "ZX" and below(pid)}
+    return {pid: what for pid, what in seen.items() if below(pid)}
 
 
 class Page:
@@ -145,14 +145,16 @@ class Judge:
 
 
 def end_all(root: int) -> None:
-    """Kill and reap everything below ``root``, which is this process."""
+    """Kill and reap everything below ``root``, which is this process.
+
+    Until all is reaped: a zombie may have threads that still end, and systemd waits a minute for what is left to it.
+    """
     while below := descendants(root):
         for pid in below:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         reap()
         time.sleep(0.05)
-    reap()
 
 
 def reap() -> dict[int, int]:
