@@ -333,6 +333,21 @@ def test_who_cannot_reach_many_is_to_blame_himself() -> None:
     assert {name for name, _, _ in told(judged(hosts))} == {"h3"}
 
 
+def test_a_way_from_a_host_that_is_bad_anyway_condemns_no_other() -> None:
+    hosts = cluster()
+    hosts["h1"]["mtu"] = 1400
+    hosts["h1"]["probe"]["closed"] = {"h2": {6380: "no answer"}}
+    hosts["h2"]["probe"]["closed"] = {"h1": {6380: "no answer"}}
+    assert judged(hosts)["leave_out"] == ["h1"]
+
+
+def test_a_slow_link_is_its_sender_s_even_to_a_host_that_is_bad_anyway() -> None:
+    hosts = cluster()
+    hosts["h2"]["mtu"] = 1400
+    hosts["h1"]["probe"]["stream"] = {"bytes": 1, "seconds": 1, "mbit_per_second": 3}
+    assert {(host, check) for host, check, _ in told(judged(hosts))} == {("h2", "mtu"), ("h1", "bandwidth")}
+
+
 def test_a_slow_link_is_not_judged_without_a_minimum() -> None:
     hosts = cluster()
     hosts["h1"]["probe"]["stream"] = {"bytes": 1, "seconds": 1, "mbit_per_second": 3}

@@ -25,10 +25,11 @@ EVENTS = 5  # of a stream under load
 
 @dataclass
 class Outcome:
-    """One request; seconds from its sending to its end."""
+    """One request; seconds from its sending, a time of time.monotonic(), to its end."""
 
     path: str
-    seconds: float
+    sent: float
+    seconds: float = 0
     node: str = ""
     served_path: str = ""
     error: str = ""
@@ -61,7 +62,7 @@ class Load:
     def _one(self, number: int) -> None:
         stream = number % 2 == 1
         path = self.path + (f"?events={EVENTS}&pause=0.1" if stream else "?seconds=0.1")
-        started, outcome = time.monotonic(), Outcome(path, 0)
+        outcome = Outcome(path, time.monotonic())
         try:
             status, body = request(self.address, path)
             parts = [line.removeprefix("data: ") for line in body.splitlines() if line]
@@ -74,7 +75,7 @@ class Load:
                 outcome.node, outcome.served_path = told["node"], told["path"]
         except (OSError, http.client.HTTPException, ValueError) as error:
             outcome.error = repr(error)
-        outcome.seconds = time.monotonic() - started
+        outcome.seconds = time.monotonic() - outcome.sent
         self.outcomes.append(outcome)
 
     def _send(self) -> None:
@@ -127,7 +128,8 @@ def post() -> Callable[..., tuple[int, str]]:
 def authority(podman) -> str:
     """Trust the authority of the gateway, as a client would that was given its certificate; return that (PEM)."""
     prefix = os.environ.get("MOLECULE_PREFIX") or "raymetal"
-    text: str = podman("exec", f"{prefix}-gateway-gate", "cat", "/etc/raymetal/authority/ca.pem")
+    gate = f"{prefix}-{os.environ['MOLECULE_SCENARIO_NAME']}-gate"
+    text: str = podman("exec", gate, "cat", "/etc/raymetal/authority/ca.pem")
     TRUST.load_verify_locations(cadata=text)
     return text
 

@@ -191,10 +191,17 @@ def _blamed(edges: list[tuple[str, str]], bad: set[str], head: str, order: list[
 def _between(hosts: Mapping[str, Host], bad: set[str], head: str, minimum_mbit: float) -> Iterator[Problem]:
     """The problems of pairs, each put on one host; the same of many askers is one."""
     pairs = list(_pairs(hosts, minimum_mbit))
-    blame = _blamed(list(dict.fromkeys((asking, peer) for asking, peer, _ in pairs)), bad, head, list(hosts))
+    links = {(asking, peer) for asking, peer, problem in pairs if problem["check"] == "bandwidth"}
+    ways = {(asking, peer) for asking, peer, problem in pairs if problem["check"] != "bandwidth"}
+    order = list(hosts)
+    blame = {
+        "ways": _blamed(sorted(ways), bad, head, order),
+        "links": _blamed(sorted(links), set(), head, order),  # a slow link is slow to whomever is next
+    }
     merged: dict[tuple[str, ...], list[str]] = {}
     for asking, peer, problem in pairs:
-        fixed = (blame[asking, peer], problem["check"], problem["variable"], str(problem["value"]))
+        kind = "links" if problem["check"] == "bandwidth" else "ways"
+        fixed = (blame[kind][asking, peer], problem["check"], problem["variable"], str(problem["value"]))
         merged.setdefault((*fixed, problem["problem"], problem["do"], peer), []).append(asking)
     for (host, check, variable, value, text, do, peer), askers in merged.items():
         shown = _spoken(askers[:4]) + (f" and {len(askers) - 4} more" if len(askers) > 4 else "")

@@ -146,10 +146,26 @@ def ray_node_bound_problems(bounds: Mapping[str, Sequence[float]]) -> list[Probl
     return found
 
 
+def ray_tls_problems(tls: bool, heads: bool, head: str, environment: Mapping[str, Any]) -> list[Problem]:
+    """Problems of ``ray_node_tls`` of a node, beside that of the ``head``, and in the operator's ``environment``."""
+    found: list[Problem] = []
+    if tls != heads:
+        text = f"of {head} it is {str(heads).lower()}, and a node with TLS and one without cannot speak to each other"
+        do = "set it for the whole group ray_cluster"
+        found.append({"variable": "ray_node_tls", "value": tls, "problem": text, "do": do})
+    for name in sorted(
+        {"RAY_USE_TLS", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"} & set(environment)
+    ):
+        here = {"variable": f"ray_node_environment.{name}", "value": environment[name]}
+        found.append({**here, "problem": "the tools would not know of it", "do": "set ray_node_tls"})
+    return found
+
+
 class FilterModule:
     def filters(self) -> dict[str, Any]:
         return {
             "ray_start_flags": ray_start_flags,
             "ray_start_problems": ray_start_problems,
             "ray_node_bound_problems": ray_node_bound_problems,
+            "ray_tls_problems": ray_tls_problems,
         }
