@@ -61,7 +61,7 @@ def preflight(playbook, tmp_path_factory: pytest.TempPathFactory) -> Preflight:
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def faults(within, inside, address) -> Iterator[None]:
     """One port from one host, a slow link, a name, a disk, an MTU: on two hosts; two are well."""
     rule = ["-s", address("worker2"), "-p", "tcp", "--dport", str(OBJECT_MANAGER), "-j", "DROP"]
@@ -87,7 +87,7 @@ def deaf(within) -> Iterator[Callable[[str], None]]:
 
     def stop(name: str) -> None:
         stopped.append(name)
-        within(name, "systemctl", "stop", "ssh")
+        within(name, "sh", "-c", "systemctl stop ssh; pkill -KILL -x sshd; true")  # connections that are kept, too
 
     yield stop
     for name in stopped:
@@ -105,26 +105,23 @@ def recap(output: str, name: str) -> dict[str, int]:
 
 @pytest.mark.usefixtures("faults")
 def test_each_fault_is_named_and_nobody_else_is(preflight: Preflight, address: Callable[[str], str]) -> None:
-    python = "/usr/{{ 'local/bin/python-ahead' if inventory_hostname == 'worker1' else 'bin/python3' }}"
-    done, result = preflight(preflight_bandwidth_minimum_mbit=60, ansible_python_interpreter=python)
+    done, result = preflight(preflight_bandwidth_minimum_mbit=60)
     assert done.returncode == 2, done.stdout + done.stderr
     found = told(result)
     assert set(found) == {
-        ("worker1", "ports"),
+        ("worker2", "ports"),
         ("worker1", "bandwidth"),
         ("worker2", "names"),
         ("worker2", "host"),
         ("worker2", "mtu"),
-        ("worker1", "clock"),
     }, json.dumps(result, indent=1)
     blocked = f"worker2 cannot reach port {OBJECT_MANAGER} (object manager) of worker1: no answer"
-    assert found["worker1", "ports"] == blocked
+    assert found["worker2", "ports"] == blocked  # it fails anyway: nobody else is to be left out for it
     assert "Mbit/s arrive from worker1 at worker2" in found["worker1", "bandwidth"]
     assert found["worker2", "names"].startswith("resolves to 192.0.2.77, which is none of the addresses of head, ")
     assert found["worker2", "names"].endswith(address("head"))
     assert "0.1 GiB are free at /opt/raymetal, 1 are needed" in found["worker2", "host"]
     assert found["worker2", "mtu"] == "its MTU is 1400 bytes, that of most nodes 1500"
-    assert found["worker1", "clock"].endswith("s ahead of that of head")
     assert result["leave_out"] == ["worker1", "worker2"]
     assert [row["name"] for row in result["hosts"] if row["ok"]] == ["head", "worker3"]
     for row in result["hosts"]:
