@@ -158,14 +158,17 @@ def test_two_runs_and_one_that_was_killed(tmp_path: Path) -> None:
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     ) as first:
-        while not (folders[0] / "begun").exists():
-            assert first.poll() is None
-        status, said = second()
-        assert status != 0 and f"process {first.pid}, since" in said and "first/play.yml of " in said, said
-        assert "run_lock_take_over=true" in said and not (folders[1] / "begun").exists()
-        assert "hidden" not in path.read_text()
-        assert second("--check")[0] == 0, "a dry run is not stopped"
-        os.killpg(first.pid, signal.SIGKILL)
+        try:
+            while not (folders[0] / "begun").exists():
+                assert first.poll() is None
+            status, said = second()
+            assert status != 0 and f"process {first.pid}, since" in said and "first/play.yml of " in said, said
+            assert "run_lock_take_over=true" in said and not (folders[1] / "begun").exists()
+            assert "hidden" not in path.read_text()
+            assert second("--check")[0] == 0, "a dry run is not stopped"
+        finally:
+            os.killpg(first.pid, signal.SIGKILL)
+            (folders[0] / "end").touch()  # its task is in a session of its own
     status, said = second()
     assert status == 0 and f"process {first.pid}" in said and "was taken over" in said, said
     assert not path.exists()
