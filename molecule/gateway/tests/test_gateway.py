@@ -134,6 +134,24 @@ def test_requests_wait_while_no_node_is_up(address, node, state, open_load):
     assert max(outcome.seconds for outcome in load.outcomes) > 2
 
 
+def test_a_backup_has_requests_only_while_no_other_node_is_up(address, node, state, playbook, open_load):
+    result = playbook("playbooks/gateway.yml", variables={"gateway_backup_nodes": ["node1"]})
+    assert result.returncode == 0, result.stdout[-3000:]
+    try:
+        with open_load(address) as load:
+            until(lambda: load.nodes(20) == {"node2"})
+            node("node2", "touch /run/stand-in/draining")
+            until(lambda: state("node2") == "NOLB", 5)
+            until(lambda: load.nodes(10) == {"node1"})
+            node("node2", "rm -f /run/stand-in/draining")
+            until(lambda: state("node2") == "UP")
+            until(lambda: len(load.outcomes) > LEAST and load.nodes(10) == {"node2"})
+        load.proven("a backup takes over and gives back", LEAST, SERVES + 3)
+    finally:
+        result = playbook("playbooks/gateway.yml")
+    assert result.returncode == 0, result.stdout[-3000:]
+
+
 def test_a_changed_list_of_nodes_cuts_no_stream(host, address, playbook, open_load, post):
     """A stream that lasts longer than any silence allowed goes on in the old worker."""
     master = host.check_output("systemctl show -p MainPID --value raymetal-gateway")
