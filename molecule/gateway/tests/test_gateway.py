@@ -326,7 +326,7 @@ def test_what_runs_where_and_as_whom(host):
     assert {"0.0.0.0:8080", "0.0.0.0:8405"} <= set(listening)
     assert host.file("/run/raymetal-gateway/master.sock").mode == 0o600
     assert host.file("/run/raymetal-gateway").mode == 0o700
-    assert host.check_output("ps -o user= -C haproxy | sort | uniq").split() == ["haproxy", "root"]
+    assert host.check_output("ps -o user= -C haproxy | sort | uniq").split() == ["haproxy"]
     assert not host.service("haproxy").is_running and not host.service("haproxy").is_enabled
 
 
