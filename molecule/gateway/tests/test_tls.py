@@ -66,6 +66,7 @@ def test_a_certificate_is_renewed_in_time_and_cuts_no_stream(host, address, trus
     assert again.returncode == 0 and "changed=0" in again.stdout, again.stdout[-3000:]
 
 
+@pytest.mark.soak
 def test_other_names_are_another_certificate(address, trust, playbook):
     more = {"gateway_certificate_names": ["gate", address, "localhost", "api.example", "fd00::5"]}
     result = playbook("playbooks/gateway.yml", variables=more)
@@ -110,6 +111,7 @@ def test_an_own_certificate_takes_its_place_and_is_replaced_by_its_file(
     assert serial(address, trust) not in serials[1:]
 
 
+@pytest.mark.soak
 def test_an_interrupted_renewal_is_finished(host, address, trust, playbook):
     """Killed after the key was made, while a file was written, and after the certificate came but before the reload."""
     before = serial(address, trust)
@@ -131,6 +133,7 @@ def test_an_interrupted_renewal_is_finished(host, address, trust, playbook):
     assert "changed=0" in playbook("playbooks/gateway.yml").stdout
 
 
+@pytest.mark.soak
 def test_an_authority_without_its_key_is_not_replaced_in_silence(host, playbook):
     host.check_output("mv /etc/raymetal/authority/ca.key /root/")
     try:

@@ -3,6 +3,8 @@
 import re
 import time
 
+import pytest
+
 UNITS = ("raymetal.service",)
 LEFT = (
     "ls -d /etc/raymetal /var/lib/raymetal /etc/systemd/system/raymetal.service /etc/security/limits.d/60-raymetal.conf"
@@ -57,6 +59,7 @@ def test_a_removed_worker_carries_nothing_and_the_last_one_is_not_removed(hosts,
     assert "cluster_accept_no_room=true" in said(refused) and set(hosts.alive()) == {"head", "worker1"}
 
 
+@pytest.mark.soak
 def test_a_worker_takes_the_place_of_another(hosts, load, named):
     load.start(at="edge", port=8080)
     begin = time.time()
