@@ -76,9 +76,11 @@ class Place:
         """All of them, by process; one that belongs to nobody known is named by its command."""
         processes = dict(line.split(" ", 1) for line in self.run("sh", "-c", LIST).stdout.splitlines())
         found: dict[tuple[str, int], str] = {}
-        # Only a process's own user sees in a container what belongs to it.
-        for user in ("root", "haproxy" if self.name == "edge" else "raymetal"):
-            for line in self.run("ss", "-H", "-ltnp", user=user).stdout.splitlines():
+        # Only a process's own user, with the capabilities that it has, sees in a container what belongs to it.
+        user, more = ("haproxy", "+net_bind_service") if self.name == "edge" else ("raymetal", "-all")
+        own = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        for who in ([], [*own, f"--inh-caps={more}", f"--ambient-caps={more}"]):
+            for line in self.run(*who, "ss", "-H", "-ltnp").stdout.splitlines():
                 local, owners = line.split()[3], re.findall(r"pid=(\d+)", line)
                 address, _, port = local.rpartition(":")
                 address = address.strip("[]").removeprefix("::ffff:").partition("%")[0]
