@@ -6,6 +6,8 @@ import re
 import signal
 import time
 
+import pytest
+
 UNITS = ("raymetal.service",)
 LOCK = "/run/raymetal-trial.lock"
 
@@ -39,9 +41,10 @@ def test_a_second_run_is_told_of_the_first(hosts, host, said, wait_until):
     assert not host.file(LOCK).exists
 
 
+@pytest.mark.soak
 def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes):
     seed = int(os.environ.get("RAYMETAL_SEED", time.time()))
-    times = 20 if os.environ.get("RAYMETAL_SOAK") else 1
+    times = int(os.environ.get("RAYMETAL_KILLS", "20"))
     print(f"RAYMETAL_SEED={seed}")
     draw = random.Random(seed)
     begin = time.time()
@@ -62,6 +65,7 @@ def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes
     assert set(changes(again).values()) == {0}, changes(again)
 
 
+@pytest.mark.soak
 def test_a_worker_lost_on_the_way_stops_nobody_and_is_named(hosts, host, named, podman, wait_until):
     prefix = os.environ.get("MOLECULE_PREFIX") or "raymetal"
     container = f"{prefix}-hosts-worker2"
