@@ -192,7 +192,7 @@ def llm() -> Callable[..., dict[str, Any]]:
             {
                 "model_loading_config": {"model_id": model, "model_source": source},
                 "placement_group_config": {"bundles": [{"CPU": 1}]},
-                "engine_kwargs": {"max_model_len": 512, "dtype": "bfloat16", "enforce_eager": True, **engine},
+                "engine_kwargs": {"max_model_len": 512, "dtype": "float32", "enforce_eager": True, **engine},
                 "runtime_env": {"env_vars": ENVIRONMENT},
             }
             for model in models
