@@ -134,7 +134,6 @@ def test_the_ports_are_closed_after_a_reboot(podman: Callable[..., str]) -> None
     prefix = os.environ.get("MOLECULE_PREFIX") or "raymetal"
     podman("restart", "--time", "10", f"{prefix}-firewall-head")
     podman("exec", f"{prefix}-firewall-head", "sh", "-c", "systemctl is-system-running --wait || true")
-    # It has another hardware address than before, which the others learn within seconds.
     deadline = time.monotonic() + 60
     while not (answers("head") and reached("worker", "head")) and time.monotonic() < deadline:
         time.sleep(1)
