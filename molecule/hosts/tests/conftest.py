@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
@@ -16,6 +19,7 @@ import pytest
 from testinfra.host import Host
 from trial import INVENTORY, PROJECT, Cluster, Load, host_of, until
 
+KILLED = PROJECT / ".cache/molecule/killed.json"
 Playbook = Callable[..., CompletedProcess[str]]
 
 
@@ -30,12 +34,12 @@ class Hosts(Cluster):
         path = "site.yml" if name == "site" else f"playbooks/{name}.yml"
         return self.playbook(path, *arguments, variables=variables)
 
-    def begin(self, **variables: Any) -> tuple[subprocess.Popen[str], Path]:
+    def begin(self, *arguments: str, **variables: Any) -> tuple[subprocess.Popen[str], Path]:
         """site.yml, without waiting for its end, and the file with what it says."""
         said = self.folder / "said"
         environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"}
         with said.open("w") as output:
-            command = ["ansible-playbook", "-i", str(INVENTORY), "site.yml", "-e", json.dumps(variables)]
+            command = ["ansible-playbook", "-i", str(INVENTORY), "site.yml", *arguments, "-e", json.dumps(variables)]
             run = subprocess.Popen(
                 command, cwd=PROJECT, env=environment, stdout=output, text=True, start_new_session=True
             )
@@ -60,6 +64,47 @@ class Hosts(Cluster):
 
     def serves(self) -> bool:
         return [replica["state"] for replica in self.replicas("chat")] == ["RUNNING"] * 2
+
+
+class Killed:
+    """The runs that were killed; those of `make soak` are kept, by seed: a call that was broken off is gone on with.
+
+    The file is ``.cache/molecule/killed.json``; another ``RAYMETAL_SEED`` begins anew.
+    """
+
+    def __init__(self) -> None:
+        self.kept = bool(os.environ.get("RAYMETAL_SOAK"))
+        entries = json.loads(KILLED.read_text()) if self.kept and KILLED.exists() else []
+        last = entries[-1]["seed"] if entries else int(time.time())
+        self.seed = int(os.environ.get("RAYMETAL_SEED", last))
+        self.entries = [entry for entry in entries if entry["seed"] == self.seed]
+        self.draw = random.Random(f"{self.seed} {len(self.entries)}")
+
+    def left(self, kind: str, trials: int) -> range:
+        """Numbers of the trials that are still to be made; one at least."""
+        done = sum(entry["kind"] == kind for entry in self.entries)
+        return range(min(done, trials - 1) + 1, trials + 1)
+
+    def note(self, kind: str, after: float, whole: float, status: int, task: str) -> None:
+        entry = {
+            "seed": self.seed,
+            "kind": kind,
+            "measured": datetime.now(UTC).date().isoformat(),
+            "after_seconds": round(after, 1),
+            "whole_seconds": round(whole, 1),
+            "killed": status == -signal.SIGKILL,
+            "task": task,
+        }
+        print(json.dumps(entry))
+        self.entries.append(entry)
+        if self.kept:
+            KILLED.parent.mkdir(parents=True, exist_ok=True)
+            KILLED.write_text(json.dumps(self.entries, indent=2) + "\n")
+
+
+@pytest.fixture
+def killed() -> Killed:
+    return Killed()
 
 
 @pytest.fixture

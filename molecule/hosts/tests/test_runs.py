@@ -1,9 +1,11 @@
 """Runs that meet one another, are killed, or lose a host on their way."""
 
+import copy
+import json
 import os
-import random
 import re
 import signal
+import subprocess
 import time
 
 import pytest
@@ -41,27 +43,49 @@ def test_a_second_run_is_told_of_the_first(hosts, host, said, wait_until):
     assert not host.file(LOCK).exists
 
 
-@pytest.mark.soak
-def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes):
-    seed = int(os.environ.get("RAYMETAL_SEED", time.time()))
-    times = int(os.environ.get("RAYMETAL_KILLS", "20"))
-    print(f"RAYMETAL_SEED={seed}")
-    draw = random.Random(seed)
+def converge(hosts, number):
+    """Another value each time: there is something to be done, a restart of every node."""
+    seconds = 40 + number
+    return {
+        "ray_node_drain_seconds": seconds,
+        "cluster_accept_outage": True,
+    }, lambda: f"DRAIN_TIMEOUT_S={seconds}" in hosts.head.check_output("cat /etc/raymetal/ray.env").replace("'", "")
+
+
+def upgrade(hosts, number):
+    """Another revision of the application each time."""
+    config = copy.deepcopy(hosts.head.ansible.get_variables()["ray_serve_config"])
+    config["applications"][0]["args"] = {"revision": f"killed-{number}"}
+    return (
+        {"ray_serve_config": config},
+        lambda: (
+            json.loads(hosts.head.check_output("curl -sf -m 20 http://127.0.0.1:8000/"))["revision"]
+            == f"killed-{number}"
+        ),
+    )
+
+
+@pytest.mark.parametrize(("change", "tags", "trials"), [(converge, "all", 20), (upgrade, "serve", 10)])
+def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes, killed, change, tags, trials):
+    """Three of each; by `make soak` as many as the figures of docs/faults.md tell, over several calls if need be."""
     begin = time.time()
-    well(hosts.run("site", ray_node_drain_seconds=31, cluster_accept_outage=True))
+    well(hosts.run("site", "--tags", tags, **change(hosts, 0)[0]))
     whole = time.time() - begin
-    for number in range(times):
-        # Another value each time: there is something to be done, a restart of every node.
-        wanted = 40 + number
-        run, _ = hosts.begin(ray_node_drain_seconds=wanted, cluster_accept_outage=True)
-        after = draw.uniform(0.1, 0.9) * whole
-        print(f"killed after {after:.0f} s of about {whole:.0f} s")
-        time.sleep(after)
-        hosts.kill(run)
-        well(hosts.run("site", ray_node_drain_seconds=wanted, cluster_accept_outage=True))
-        assert hosts.serves() and not host.file(LOCK).exists
-        assert host.run(f"grep -c DRAIN_TIMEOUT_S=.{wanted}. /etc/raymetal/ray.env").stdout.strip() == "1"
-    again = well(hosts.run("site", ray_node_drain_seconds=40 + times - 1))
+    for number in killed.left(change.__name__, trials if killed.kept else 3):
+        wanted, is_there = change(hosts, number)
+        run, output = hosts.begin("--tags", tags, **wanted)
+        after = killed.draw.uniform(0.05, 0.95) * whole
+        try:
+            run.wait(after)
+        except subprocess.TimeoutExpired:
+            hosts.kill(run)
+        tasks = re.findall(r"(?m)^TASK \[(.+?)\]", output.read_text())
+        if change is upgrade:
+            host.check_output("curl -sf -m 20 http://127.0.0.1:8000/")  # the one before, or the new one
+        well(hosts.run("site", "--tags", tags, **wanted))
+        assert is_there() and hosts.serves() and not host.file(LOCK).exists
+        killed.note(change.__name__, after, whole, run.returncode, tasks[-1] if tasks else "")
+    again = well(hosts.run("site", "--tags", tags, **wanted))
     assert set(changes(again).values()) == {0}, changes(again)
 
 
