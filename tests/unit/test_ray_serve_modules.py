@@ -334,6 +334,24 @@ def test_the_way_back_gives_the_routes_first_and_removes_then(serve: Serve) -> N
     assert serve.push(state="returned")["outcome"] == "untouched", "there is nothing to take back any more"
 
 
+def test_each_step_is_noted_for_the_report(serve: Serve, tmp_path: Path) -> None:
+    noted = str(tmp_path / "changes.jsonl")
+    steps = {"stage": "start", "config": {"applications": [APP]}, "steps": {"hello": "replace"}}
+    serve.push(APP, GREEN, begin=steps, changes_path=noted)
+    serve.status["hello--green"] = "DEPLOY_FAILED"
+    serve.push(APP, GREEN, begin={"stage": "switch"}, changes_path=noted)
+    serve.push(APP, check=True, changes_path=noted)
+    serve.push(state="returned", changes_path=noted)
+    result = serve.plan(APP, changes_path=noted)
+    told = [(line["run"], line["stage"]) for line in result["changes"]]
+    assert told == [("this", "start"), ("this", "switch"), ("this", "back")]
+    assert result["changes"][0]["actions"] == {"hello": "replace"} and result["changes"][2]["outcome"] == "returned"
+    assert "CUDA out of memory" not in json.dumps(result["changes"]), "lines of a log may hold anything"
+    deployment = {"status": "HEALTHY", "bounds": [1, 1], "replicas": {"10.0.0.4": 1}}
+    assert result["serving"]["hello"]["deployments"] == {"D": deployment}
+    assert result["serving"]["hello"]["route"] == "/hello" and "args" not in result["serving"]["hello"]
+
+
 def test_the_way_back_says_what_it_did_not_do(serve: Serve) -> None:
     serve.push(APP, begin={"stage": "start", "config": {"applications": []}})
     serve.puts.clear()
@@ -411,9 +429,14 @@ def test_watching(tmp_path: Path, grows: dict[str, int], ms: float, text: str) -
             requests={"hello": [ASK]},
             discovery_path=str(discovery),
             baseline={"hello": {"requests": 1000, "errors": 0, "ms": 100000}},
+            changes_path=str(tmp_path / "changes.jsonl"),
             seconds=1,
         )
     assert bool(result.get("failed")) == bool(text) and text in result.get("msg", "")
+    line = json.loads((tmp_path / "changes.jsonl").read_text())
+    assert line["stage"] == "watch" and bool(line.get("problem")) == bool(text)
+    # What there was after both looks: all of it came since the change began.
+    assert text or line["counted"] == {"requests": sum(grows.values()), "errors": grows.get("500", 0)}
     assert text or "own requests answered" in result["seen"][0]
 
 

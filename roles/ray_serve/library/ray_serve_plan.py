@@ -30,6 +30,10 @@ options:
     description: Where a change that was begun is remembered.
     type: path
     required: true
+  changes_path:
+    description: Where the steps of changes are noted, see module_utils/ray_serve_changes.py; empty - nowhere.
+    type: str
+    default: ""
   base_url:
     description: A Serve proxy, for the requests that show that what runs is healthy.
     type: str
@@ -123,6 +127,17 @@ back:
   description: The same as it is to be pushed if the change is taken back.
   type: dict
   returned: always
+serving:
+  description: >-
+    Running name to status, route, import_path, models (ids) and deployments, each with status, bounds and replicas
+    (address of a node to how many run there).
+  type: dict
+  returned: always
+changes:
+  description: The steps of the last changes, the oldest first.
+  type: list
+  elements: dict
+  returned: always
 begun:
   description: The interrupted change that this one finishes or replaces, if there is one.
   type: dict
@@ -148,8 +163,10 @@ import json
 import time
 import urllib.error
 import uuid
+from collections import Counter
 from typing import Any
 
+from ansible.module_utils import ray_serve_changes as changes
 from ansible.module_utils import ray_serve_config as conf
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ray_serve_planner import Cluster
@@ -186,6 +203,27 @@ def proxy_addresses(running: dict[str, Any]) -> list[str]:
     """Addresses of the nodes that should have a proxy, a sick one included: it is to be asked, and to fail."""
     proxies = (running.get("proxies") or {}).values()
     return sorted(p["node_ip"] for p in proxies if p.get("status") not in ("DRAINING", "DRAINED"))
+
+
+def serving(running: dict[str, Any]) -> dict[str, Any]:
+    """What runs, in few words: for the report, without arguments and environments."""
+
+    def deployment(found: dict[str, Any]) -> dict[str, Any]:
+        config = found.get("deployment_config") or {}
+        scaling = config.get("autoscaling_config") or {}
+        count = config.get("num_replicas") or 1
+        replicas = [r.get("node_ip") for r in found.get("replicas") or [] if r.get("state") == "RUNNING"]
+        bounds = [scaling.get("min_replicas", 1), scaling.get("max_replicas", 1)] if scaling else [count, count]
+        return {"status": found.get("status"), "bounds": bounds, "replicas": dict(Counter(replicas))}
+
+    found = {}
+    for name, app in (running.get("applications") or {}).items():
+        config = app.get("deployed_app_config") or {}
+        deployments = {key: deployment(value) for key, value in (app.get("deployments") or {}).items()}
+        route = app.get("route_prefix", conf.route_of(config))
+        told = {"route": route, "import_path": config.get("import_path"), "deployments": deployments}
+        found[name] = {"status": app.get("status"), "models": conf.llm_models(config), **told}
+    return found
 
 
 def sickness(cluster: Cluster, steps: dict[str, Any], nodes: list[dict[str, Any]], expected: list[str]) -> list[str]:
@@ -289,6 +327,8 @@ def make(module: AnsibleModule, serve: Serve) -> dict[str, Any]:
         "live": live,
         "before": {**rest, "applications": list(cluster.apps.values())},
         "back": {**rest, "applications": plan.back()},
+        "serving": serving(running),
+        "changes": changes.read(params["changes_path"]) if params["changes_path"] else [],
         "begun": begun,
         "run": uuid.uuid4().hex,
         "nodes": [node["node_id"] for node in nodes if node.get("state") == "ALIVE"],
@@ -304,6 +344,7 @@ def main() -> None:
             "url": {"type": "str", "required": True},
             "token_path": {"type": "path", "required": True, "no_log": False},
             "state_path": {"type": "path", "required": True},
+            "changes_path": {"type": "str", "default": ""},
             "base_url": {"type": "str", "required": True},
             "requests": {"type": "dict", "default": {}},
             "expected_nodes": {"type": "list", "elements": "str", "default": []},

@@ -38,6 +38,10 @@ options:
     description: Where a change that was begun is remembered.
     type: path
     required: true
+  changes_path:
+    description: Where each step is noted, see module_utils/ray_serve_changes.py; empty - nowhere.
+    type: str
+    default: ""
   base_url:
     description: A Serve proxy, for the requests.
     type: str
@@ -121,6 +125,7 @@ import subprocess
 import time
 from typing import Any
 
+from ansible.module_utils import ray_serve_changes as changes
 from ansible.module_utils import ray_serve_config as conf
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ray_serve_rest import Problem, Serve, ask_until, wait_running
@@ -245,6 +250,15 @@ def back(params: dict[str, Any], serve: Serve, state: State) -> dict[str, Any]:
     return {"answered_seconds": took, "outcome": "returned", "config": {**config, "applications": applications}}
 
 
+def note(module: AnsibleModule, started: float, more: dict[str, Any]) -> None:
+    params = module.params
+    stage = params["begin"].get("stage", "push") if params["state"] == "pushed" else "back"
+    actions = params["begin"].get("steps") if stage in ("prepare", "start") else None
+    line = changes.entry(params["run"], stage, started, actions=actions, **more)
+    if params["changes_path"] and (wrong := changes.note(params["changes_path"], line)):
+        module.warn(wrong)
+
+
 def main() -> None:
     strings = {"type": "list", "elements": "str", "default": []}
     module = AnsibleModule(
@@ -255,6 +269,7 @@ def main() -> None:
             "url": {"type": "str", "required": True},
             "token_path": {"type": "path", "required": True, "no_log": False},
             "state_path": {"type": "path", "required": True},
+            "changes_path": {"type": "str", "default": ""},
             "base_url": {"type": "str", "required": True},
             "requests": {"type": "dict", "default": {}},
             "ask": strings,
@@ -270,14 +285,18 @@ def main() -> None:
     )
     if module.check_mode:
         module.exit_json(changed=True)
+    started = time.time()
     try:
         with open(module.params["token_path"]) as handle:
             serve = Serve(module.params["url"], handle.read().strip())
         state = State(module.params["state_path"])
         act = forward if module.params["state"] == "pushed" else back
-        module.exit_json(changed=True, **act(module.params, serve, state))
+        result = act(module.params, serve, state)
     except Problem as problem:
+        note(module, started, {"problem": changes.first_line(problem)})
         module.fail_json(msg=str(problem))
+    note(module, started, {"outcome": result.get("outcome"), "done": module.params["done"]})
+    module.exit_json(changed=True, **result)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,18 @@ options:
     description: What C(totals) were before the change.
     type: dict
     default: {}
+  run:
+    description: Id of the run whose step this is.
+    type: str
+    default: ""
+  stage:
+    description: The step, C(canary) or C(watch).
+    type: str
+    default: watch
+  changes_path:
+    description: Where each step is noted, see module_utils/ray_serve_changes.py; empty - nowhere.
+    type: str
+    default: ""
   seconds:
     description: For how long; 0 reads the totals only.
     type: int
@@ -79,6 +91,7 @@ import re
 import time
 from typing import Any
 
+from ansible.module_utils import ray_serve_changes as changes
 from ansible.module_utils import ray_serve_config as conf
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.ray_serve_rest import OPENER, UNREACHED, Problem, alive, ask
@@ -165,6 +178,17 @@ def probe(params: dict[str, Any]) -> Totals:
     return answers
 
 
+def note(module: AnsibleModule, started: float, last: Totals, problem: str) -> None:
+    """Note the step, with what all proxies counted of its applications, old and new, since the change began."""
+    params = module.params
+    names = {*params["applications"], *(params["before"].get(name, name) for name in params["applications"])}
+    found = [grown(params["baseline"], last, name) for name in sorted(names)]
+    counted = {key: int(sum(entry[key] for entry in found)) for key in ("requests", "errors")}
+    line = changes.entry(params["run"], params["stage"], started, counted=counted, problem=problem)
+    if params["changes_path"] and (wrong := changes.note(params["changes_path"], line)):
+        module.warn(wrong)
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -175,6 +199,9 @@ def main() -> None:
             "requests": {"type": "dict", "default": {}},
             "discovery_path": {"type": "path", "required": True},
             "baseline": {"type": "dict", "default": {}},
+            "run": {"type": "str", "default": ""},
+            "stage": {"type": "str", "default": "watch"},
+            "changes_path": {"type": "str", "default": ""},
             "seconds": {"type": "int", "required": True},
             "max_error_percent": {"type": "float", "default": 1},
             "max_latency_ratio": {"type": "float", "default": 3},
@@ -185,6 +212,7 @@ def main() -> None:
     first = read_totals(params["discovery_path"])
     if not params["seconds"] or module.check_mode:
         module.exit_json(changed=False, totals=first, seen=[])
+    started, last = time.time(), first
     try:
         answers = probe(params)
         last = read_totals(params["discovery_path"])
@@ -197,7 +225,9 @@ def main() -> None:
                 raise Problem(f"application {name} is worse than what served before: {worse}.")
             lines.append(f"{name}: {answers[name]['requests']:.0f} own requests answered; {seen}")
     except Problem as problem:
+        note(module, started, last, changes.first_line(problem))
         module.fail_json(msg=str(problem), totals=first)
+    note(module, started, last, "")
     module.exit_json(changed=False, totals=last, seen=lines)
 
 
