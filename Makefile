@@ -33,7 +33,7 @@ STAMP := .venv/.locked
 BECOME := $(shell [ "$(INVENTORY)" != inventories/local ] || [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null || echo --ask-become-pass)
 PLAYBOOK = ansible-playbook -i $(INVENTORY) $(BECOME)
 
-.PHONY: help setup up down check preflight bundle lint unit molecule test soak docs lock clean
+.PHONY: help setup up down check preflight bundle export lint unit molecule test soak docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -56,6 +56,9 @@ up: setup ## make the cluster of INVENTORY and ask its model a question (default
 
 bundle: setup ## gather in TO=/srv/bundle what hosts without internet install from
 	ansible-playbook -i $(INVENTORY) playbooks/bundle.yml -e bundle_destination=$(TO) $(ARGS)
+
+export: setup ## write what `ray up` and KubeRay make the same cluster from, in TO=/srv/export
+	ansible-playbook -i $(INVENTORY) playbooks/export.yml $(if $(TO),-e export_dir=$(abspath $(TO))) $(ARGS)
 
 check: setup ## say what `make up` would change, and change nothing
 	$(PLAYBOOK) site.yml --check --diff $(ARGS)
