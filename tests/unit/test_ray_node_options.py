@@ -119,3 +119,24 @@ def test_tables_agree_with_the_pinned_ray() -> None:
     """What is owned exists, what is removed does not."""
     assert set(filters.OWNED) <= set(KNOWN)
     assert not set(filters.REMOVED) & set(KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("environment", "variables"),
+    [
+        ({"HF_TOKEN": "x", "RAY_BACKEND_LOG_LEVEL": "info"}, []),
+        ({"RAY_USE_TLS": "1"}, ["ray_node_environment.RAY_USE_TLS"]),
+        (
+            {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "never told"},
+            ["ray_node_environment.RAY_AUTH_MODE", "ray_node_environment.RAY_AUTH_TOKEN"],
+        ),
+    ],
+)
+def test_what_belongs_to_the_role_is_not_the_operators(environment: dict[str, str], variables: list[str]) -> None:
+    found = filters.ray_authentication_problems(False, False, "head", environment)
+    assert [problem["variable"] for problem in found] == variables and "never told" not in str(found)
+
+
+def test_tls_is_of_the_whole_cluster() -> None:
+    assert filters.ray_authentication_problems(True, True, "head", {}) == []
+    assert [p["variable"] for p in filters.ray_authentication_problems(True, False, "head", {})] == ["ray_node_tls"]

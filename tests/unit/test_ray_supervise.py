@@ -69,6 +69,21 @@ def hanging() -> Iterator[str]:
         server.server_close()
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (["/opt/env/ray/raylet", "--x=1", ""], "raylet"),
+        (["/opt/env/bin/python", "-u", "/opt/ray/_private/log_monitor.py", "--x", ""], "log_monitor.py"),
+        (["/opt/env/bin/python3.11", "-m", "ray.util.client.server", "--x.py", ""], "ray.util.client.server"),
+        (["python", ""], "python"),
+        (["ray::ServeReplica:chat", ""], "ray::ServeReplica:chat"),
+        ([""], ""),
+    ],
+)
+def test_a_program_is_what_python_runs(command: list[str], name: str) -> None:
+    assert supervise.program(command) == name
+
+
 def test_a_page_that_answers_no_more() -> None:
     clock, status = Clock(), [200]
     with http_server(lambda *_: (status[0], {})) as url:

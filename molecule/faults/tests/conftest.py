@@ -30,6 +30,8 @@ ON_EACH_NODE = {
 ON_THE_HEAD = {
     "gcs_server": r"\S*/gcs/gcs_server ",
     "dashboard": r"\S*python\S* .*dashboard/dashboard\.py",
+    "autoscaler": r"\S*python\S* .*/monitor\.py",
+    "client server": r"\S*python\S* -m ray\.util\.client\.server",
     "controller": r"ray::ServeController",
 }
 ON_A_WORKER = {"replica": r"ray::ServeReplica:"}

@@ -70,7 +70,7 @@ def lose(host: str, share: float, remove: bool = False) -> Act:
 
 def process(host: str, what: str, name: str, seconds: float = 60, failed: int = 0, soak: bool = True) -> Fault:
     return Fault(
-        f"{what.replace(' ', '-')}-{name}",
+        f"{'head-' if (host, what) == ('head', 'raylet') else ''}{what.replace(' ', '-')}-{name}",
         f"{what} of {'the head' if host == 'head' else 'a worker'} ends by SIG{name}",
         signal(host, what, name),
         seconds,
@@ -98,6 +98,12 @@ FAULTS = [
     process("worker1", "log monitor", "KILL", 180, 100),
     process("head", "dashboard", "TERM", 120, 10),
     process("head", "dashboard", "KILL", 120, 10),
+    process("head", "autoscaler", "TERM", 120, 10),
+    process("head", "autoscaler", "KILL", 120, 10),
+    process("head", "client server", "TERM", 120, 10),
+    process("head", "client server", "KILL", 120, 10),
+    process("head", "raylet", "TERM", 180, 10),
+    process("head", "raylet", "KILL", 180, 10),
     process("head", "controller", "TERM"),
     process("head", "controller", "KILL"),
     process("worker1", "proxy", "TERM"),

@@ -85,14 +85,13 @@ class Killed:
         done = sum(entry["kind"] == kind for entry in self.entries)
         return range(min(done, trials - 1) + 1, trials + 1)
 
-    def note(self, kind: str, after: float, whole: float, status: int, task: str) -> None:
+    def note(self, kind: str, after: float, whole: float, task: str) -> None:
         entry = {
             "seed": self.seed,
             "kind": kind,
             "measured": datetime.now(UTC).date().isoformat(),
             "after_seconds": round(after, 1),
             "whole_seconds": round(whole, 1),
-            "killed": status == -signal.SIGKILL,
             "task": task,
         }
         print(json.dumps(entry))

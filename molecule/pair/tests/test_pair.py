@@ -109,6 +109,12 @@ def test_one_has_the_address_and_the_check_has_no_rights(holder, hosts, holders,
         assert not hosts[name].service("keepalived").is_running, "Debian's own"
 
 
+def test_keepalived_is_shut_in(holder, inside):
+    """As systemd itself counts, 0 to 10, less is better: the figure of docs/security.md."""
+    said = inside(holder, "systemd-analyze security --no-pager raymetal-keepalived.service")
+    assert float(re.search(r"Overall exposure level for \S+: ([\d.]+)", said)[1]) <= 2.9, said
+
+
 def test_haproxy_is_killed(holder, inside, fault, holders):
     fault("HAProxy killed", lambda: inside(holder, "pkill -KILL haproxy"), other(holder), 60, 3)
     until(lambda: inside(holder, "systemctl is-active raymetal-keepalived").strip() == "active")

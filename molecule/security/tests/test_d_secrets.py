@@ -18,10 +18,11 @@ EXPECTED = {
     "worker1": NODE,
     "edge": {"/etc/raymetal/tls/gateway.pem": {PEM}, "/etc/raymetal/authority/ca.key": {CA}},
 }
-PLACES = "/dev/shm /etc /home /root /run /srv /tmp /usr/local /var"
+PLACES = "/dev/shm /etc /home /opt /root /run /srv /tmp /usr/local /var"
 # Words come on standard input, into a file that only root reads: on a command line they would be found.
 SEARCH = f"""umask 077; cat > /dev/shm/words
-grep -rsoaFH --devices=skip -f /dev/shm/words {PLACES} | grep -v '^/dev/shm/words:' | sort -u; rm /dev/shm/words"""
+grep -rsoaFH --devices=skip --exclude-dir=site-packages --exclude-dir=models -f /dev/shm/words {PLACES} \\
+  | grep -v '^/dev/shm/words:' | sort -u; rm /dev/shm/words"""
 PROCESSES = "umask 077; cat > /dev/shm/words; cat /proc/[0-9]*/cmdline | grep -acFf /dev/shm/words; rm /dev/shm/words"
 JOURNAL = "umask 077; cat > /dev/shm/words; journalctl -o export | grep -acFf /dev/shm/words; rm /dev/shm/words"
 

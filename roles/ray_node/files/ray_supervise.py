@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 import subprocess
@@ -48,8 +49,23 @@ def say(text: str) -> None:
     print(f"ray_supervise: {text}", file=sys.stderr, flush=True)
 
 
+def program(command: list[str]) -> str:
+    """The name of what a command line runs; see ``descendants``."""
+    name = os.path.basename(command[0])
+    if name.startswith("python"):
+        for before, argument in itertools.pairwise(command):
+            if before == "-m":
+                return argument
+            if argument.endswith(".py"):
+                return os.path.basename(argument)
+    return name
+
+
 def descendants(root: int) -> dict[int, tuple[str, str]]:
-    """Process id -> (state, name of the program) of everything below ``root``; a zombie has no name."""
+    """Process id -> (state, name of the program) of everything below ``root``; a zombie has no name.
+
+    Of Python it is what Python runs: the name of the script, or of the module after ``-m``.
+    """
     parents: dict[int, int] = {}
     seen: dict[int, tuple[str, str]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -59,7 +75,7 @@ def descendants(root: int) -> dict[int, tuple[str, str]]:
         except OSError:  # it ended meanwhile
             continue
         parents[int(name)] = int(rest[1])
-        seen[int(name)] = (rest[0], os.path.basename(command.partition(b"\0")[0].decode(errors="replace")))
+        seen[int(name)] = (rest[0], program(command.decode(errors="replace").split("\0")))
 
     def below(pid: int) -> bool:
         while pid in parents:

@@ -146,8 +146,11 @@ def ray_node_bound_problems(bounds: Mapping[str, Sequence[float]]) -> list[Probl
     return found
 
 
-def ray_tls_problems(tls: bool, heads: bool, head: str, environment: Mapping[str, Any]) -> list[Problem]:
-    """Problems of ``ray_node_tls`` of a node, beside that of the ``head``, and in the operator's ``environment``."""
+def ray_authentication_problems(tls: bool, heads: bool, head: str, environment: Mapping[str, Any]) -> list[Problem]:
+    """Problems of ``ray_node_tls`` of a node, beside that of the ``head``, and in the operator's ``environment``.
+
+    The names of Ray's TLS and of its token authentication belong to the role.
+    """
     found: list[Problem] = []
     if tls != heads:
         text = f"of {head} it is {str(heads).lower()}, and a node with TLS and one without cannot speak to each other"
@@ -158,6 +161,10 @@ def ray_tls_problems(tls: bool, heads: bool, head: str, environment: Mapping[str
     ):
         here = {"variable": f"ray_node_environment.{name}", "value": environment[name]}
         found.append({**here, "problem": "the tools would not know of it", "do": "set ray_node_tls"})
+    for name in sorted({"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(environment)):
+        here = {"variable": f"ray_node_environment.{name}", "value": "(not shown)"}
+        text = "it would part the node from the others and the tools, or open it to everybody"
+        found.append({**here, "problem": text, "do": "remove it; playbooks/rotate_token.yml makes another token"})
     return found
 
 
@@ -167,5 +174,5 @@ class FilterModule:
             "ray_start_flags": ray_start_flags,
             "ray_start_problems": ray_start_problems,
             "ray_node_bound_problems": ray_node_bound_problems,
-            "ray_tls_problems": ray_tls_problems,
+            "ray_authentication_problems": ray_authentication_problems,
         }
