@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Run the scenarios, in the order in which the shared environment fills; stop at the first failure. Those that need little
-# of the machine, and do not need one another, run beside others.
+# Run the scenarios, two at a time, in the order in which the shared environment fills; a list stops at its first failure.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 molecule/shared/setup.sh
@@ -26,10 +25,19 @@ if [ $# -gt 0 ]; then
   one_by_one "$@"
   exit
 fi
+# Two lists of scenarios, one beside the other.
+beside() {
+  local lane failed=
+  # shellcheck disable=SC2086 # lists of words
+  one_by_one $1 &
+  lane=$!
+  # shellcheck disable=SC2086
+  one_by_one $2 || failed=yes
+  wait "$lane" || failed=yes
+  [ -z "$failed" ]
+}
+
 one_by_one gpu_host  # it makes the image of the hosts
-one_by_one conda fan_out firewall pair preflight &
-beside=$!
-one_by_one python_env model_store ray_node ray_serve ray_health || failed=yes
-wait "$beside" || failed=yes
-[ -z "${failed:-}" ]
-one_by_one gateway load_test cluster security hosts faults upgrade
+# ray_serve is with those that have nothing to do with the shared environment: it sees what others write there.
+beside "conda fan_out firewall pair" "python_env model_store ray_node ray_serve"
+beside "preflight load_test gateway faults upgrade" "ray_health cluster security hosts"
