@@ -79,7 +79,8 @@ def test_another_token_goes_to_all_nodes_with_consent(hosts, named, said, wait_u
 
     nodes = hosts.alive()
     before = tokens()
-    named("edge").check_output("/etc/raymetal/gateway/gatewayctl drain head 1 || true")  # an earlier run was killed there
+    # As a run that was killed has left it.
+    named("edge").check_output("/etc/raymetal/gateway/gatewayctl drain head 1 || true")
     refused = hosts.run("rotate_token")
     assert refused.returncode != 0 and "cluster_accept_outage=true accepts it" in said(refused), refused.stdout[-2000:]
     assert tokens() == before and hosts.alive() == nodes

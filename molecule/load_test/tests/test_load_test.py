@@ -105,7 +105,7 @@ def test_an_arrival_without_room_is_a_failure(host, behave, load):
         ({"fault": "cut"}, "--stream-share 0", "cut", "IncompleteRead"),
         ({"fault": "no_done"}, "--stream-share 1", "cut", "without [DONE]"),
         ({"fault": "no_finish"}, "--stream-share 1", "cut", "without finish_reason"),
-        ({"fault": "stall", "stall_seconds": 2}, "--stall-seconds 1", "stall", "2.0"),
+        ({"fault": "stall", "stall_seconds": 2}, "--stall-seconds 1", "stall", "2."),
         ({"fault": "status"}, "", "status 500", "out of order"),
         ({"fault": "malformed"}, "", "malformed", ""),
         ({"fault": "error_event"}, "", "malformed", "engine died"),
