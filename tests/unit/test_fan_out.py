@@ -265,6 +265,16 @@ def test_what_appeared_meanwhile_is_left_alone(tree: Path) -> None:
     assert target.is_symlink() and [p.name for p in tree.parent.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="files are given to root")
+def test_the_same_tree_that_appeared_meanwhile_is_as_good(tree: Path) -> None:
+    """Regression: the job of a killed run went on and placed the tree while the next run received it."""
+    partial, target, files = received(tree)
+    shutil.copytree(partial, target)
+    Path(f"{target}.manifest.json").write_text(json.dumps({"files": files}))
+    fan_out_tree.place(str(partial), str(target), files)
+    assert not partial.exists() and (target / "b.bin").exists()
+
+
 HOLDS_THE_LOCK = """
 import fcntl, os, sys, time
 lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
