@@ -97,7 +97,7 @@ def other(name):
 
 
 # One lives for a moment only.
-SEE = """ps -o user= -p "$(pgrep -d, -f '^/bin/sh /run/raymetal-keepalived/')" 2>/dev/null"""
+SEE = """ps -o user= -p "$(pgrep -d, -f '^/(usr/)?bin/sh /run/raymetal-keepalived/')" 2>/dev/null"""
 CHECKS = f"end=$(($(date +%s) + 20)); until {SEE} || [ $(date +%s) -gt $end ]; do :; done"
 
 
