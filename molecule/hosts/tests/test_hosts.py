@@ -77,8 +77,10 @@ def test_another_token_goes_to_all_nodes_with_consent(hosts, named, said, wait_u
     def tokens():
         return {named(name).check_output("sha256sum < /etc/raymetal/auth_token") for name in nodes}
 
+    well(hosts.run("add", host="worker2"))  # it was removed, and may come back
     nodes = hosts.alive()
     before = tokens()
+    assert set(nodes) == {"head", "worker1", "worker2"}
     # As a run that was killed has left it.
     named("edge").check_output("/etc/raymetal/gateway/gatewayctl drain head 1 || true")
     refused = hosts.run("rotate_token")
