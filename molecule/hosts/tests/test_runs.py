@@ -45,11 +45,9 @@ def test_a_second_run_is_told_of_the_first(hosts, host, said, wait_until):
 
 def converge(hosts, number):
     """Another value each time: there is something to be done, a restart of every node."""
-    seconds = 40 + number
-    return {
-        "ray_node_drain_seconds": seconds,
-        "cluster_accept_outage": True,
-    }, lambda: f"DRAIN_TIMEOUT_S={seconds}" in hosts.head.check_output("cat /etc/raymetal/ray.env").replace("'", "")
+    wanted = {"ray_node_log_backups": 40 + number, "ray_node_drain_seconds": 2, "cluster_accept_outage": True}
+    line = f'RAY_ROTATION_BACKUP_COUNT="{40 + number}"'
+    return wanted, lambda: line in hosts.head.check_output("cat /etc/raymetal/ray.env").splitlines()
 
 
 def upgrade(hosts, number):
@@ -94,6 +92,7 @@ def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes
 def test_a_worker_lost_on_the_way_stops_nobody_and_is_named(hosts, host, named, podman, wait_until):
     prefix = os.environ.get("MOLECULE_PREFIX") or "raymetal"
     container = f"{prefix}-hosts-worker2"
+    well(hosts.run("site", cluster_accept_outage=True))
     for name in ("worker1", "worker2"):
         named(name).check_output("systemctl stop raymetal.service")
     first, output = hosts.begin()
