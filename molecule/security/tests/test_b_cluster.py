@@ -35,7 +35,8 @@ WAYS = {
     ("head", WRONG): ("write the GCS", "ray job submit", "ray drain-node"),
     ("worker1", ""): ("write the GCS", "be a driver", "be a Ray client", "ray status", "join as a worker"),
 }
-REFUSED = "(?i)unauthenticated|token"
+# Ray's client does not say why: with the token it gets in, below.
+REFUSED = "(?i)unauthenticated|token|ray client connection timeout"
 EMPTY = '{"applications": []}'
 REST = {
     "GET http://{dashboard}/api/serve/applications/": "",
@@ -149,4 +150,9 @@ def test_with_the_token_the_same_is_done(place, words, tried):
     with ThreadPoolExecutor(4) as pool:
         done = list(pool.map(lambda name: attempt(head, command(name, words, "head"), head.token()), wanted))
     assert [code for code, _ in done] == [0] * 4, done
-    assert len(state(place)["jobs"]) == len(tried[3]["jobs"]) + 1
+    assert submitted(state(place)) == submitted(tried[3]) + 1
+
+
+def submitted(seen):
+    """Number of jobs that `ray job submit` made; drivers are listed beside them, without such a name."""
+    return sum(map(bool, seen["jobs"]))
