@@ -67,14 +67,13 @@ class Hosts(Cluster):
 
 
 class Killed:
-    """The runs that were killed; those of `make soak` are kept, by seed: a call that was broken off is gone on with.
+    """The runs that were killed, kept by seed: a call that was broken off is gone on with.
 
     The file is ``.cache/molecule/killed.json``; another ``RAYMETAL_SEED`` begins anew.
     """
 
     def __init__(self) -> None:
-        self.kept = bool(os.environ.get("RAYMETAL_SOAK"))
-        entries = json.loads(KILLED.read_text()) if self.kept and KILLED.exists() else []
+        entries = json.loads(KILLED.read_text()) if KILLED.exists() else []
         last = entries[-1]["seed"] if entries else int(time.time())
         self.seed = int(os.environ.get("RAYMETAL_SEED", last))
         self.entries = [entry for entry in entries if entry["seed"] == self.seed]
@@ -96,9 +95,8 @@ class Killed:
         }
         print(json.dumps(entry))
         self.entries.append(entry)
-        if self.kept:
-            KILLED.parent.mkdir(parents=True, exist_ok=True)
-            KILLED.write_text(json.dumps(self.entries, indent=2) + "\n")
+        KILLED.parent.mkdir(parents=True, exist_ok=True)
+        KILLED.write_text(json.dumps(self.entries, indent=2) + "\n")
 
 
 @pytest.fixture

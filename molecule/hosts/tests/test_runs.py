@@ -63,15 +63,13 @@ def upgrade(hosts, number):
     )
 
 
+@pytest.mark.soak  # minutes each
 @pytest.mark.parametrize(("change", "tags", "trials"), [(converge, "all", 20), (upgrade, "serve", 10)])
 def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes, killed, change, tags, trials):
-    """Three of each, of the stages that touch what runs; by `make soak` so many, of all stages."""
-    if change is converge and not killed.kept:
-        tags = "cluster,serve"
     begin = time.time()
     well(hosts.run("site", "--tags", tags, **change(hosts, 0)[0]))
     whole = time.time() - begin
-    for number in killed.left(change.__name__, trials if killed.kept else 3):
+    for number in killed.left(change.__name__, trials):
         wanted, is_there = change(hosts, number)
         run, output = hosts.begin("--tags", tags, **wanted)
         after = killed.draw.uniform(0.05, 0.9) * whole
