@@ -147,7 +147,8 @@ def test_a_holder_whose_bytes_are_others_than_its_manifest_says_is_not_believed(
 def test_ansible_killed_in_the_middle_and_a_changed_byte_meanwhile(apply_role) -> None:
     tree = "/srv/trees/killed"
     new_tree(tree, 40_000_000)
-    given = variables(tree, fan_out_limit_bytes_per_second=3_000_000)
+    # So slow that the job is still at it when the next run comes.
+    given = variables(tree, fan_out_limit_bytes_per_second=1_000_000)
     with in_the_background(given) as running:
         wait_for("fan3", f"test $(du -m {tree}.partial | cut -f1) -ge 3")
         os.killpg(running.pid, signal.SIGKILL)
