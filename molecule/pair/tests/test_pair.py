@@ -56,13 +56,13 @@ def holder(holders, inside):
     def rest():
         return all(inside(name, ready).split() == ["active", "active"] for name in GATES) and len(holders()) == 1
 
-    until(rest, 60)
+    until(rest, 30)
     time.sleep(2.5)  # two good checks of each gateway, which keepalived tells nobody of
     yield holders()[0]
     for name in GATES:
         inside(name, "pkill -CONT -u haproxy; systemctl start raymetal-gateway")
     inside("node1", "systemctl start stand-in")
-    until(rest, 60)
+    until(rest, 30)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ UNITS = ("raymetal.service", "raymetal-gateway.service")
 # Highest exposure that passes. A unit of ours that is not here stops the test.
 BOUNDS = {
     "raymetal.service": 3.6,
-    "raymetal-sweep.service": 2.0,
+    "raymetal-sweep.service": 1.6,
     "raymetal-gateway.service": 1.5,
     "raymetal-firewall.service": 1.8,
 }
