@@ -34,11 +34,12 @@ def test_teardown_leaves_nothing(host, playbook):
     assert host.run("ps -eo args | grep -E '[r]aylet|[r]ay::|[V]LLM|[g]cs_server|[h]aproxy'").stdout == ""
     listening = host.check_output("ss -ltnH | awk '{print $4}' | sed 's/.*://' | sort -u").split()
     assert set(listening) <= {"22", "53"}, listening
-    assert not host.user("raymetal").exists
+    assert not host.user("raymetal").exists and host.check_output("nft list tables") == ""
     for path in (
         "/etc/raymetal",
         "/var/lib/raymetal",
         "/etc/systemd/system/raymetal.service",
+        "/etc/systemd/system/raymetal-firewall.service",
         "/srv/raymetal/env",
         "/etc/systemd/system/raymetal-gateway.service",
     ):

@@ -1,4 +1,4 @@
-"""The cluster's hosts from outside: what breaks them, and whether all of it is well."""
+"""The cluster's hosts from outside: what operators do, what breaks them, and whether all of it is well."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
-from trial import PROJECT, Load, host_of
+from operations import Hosts, Killed
+from testinfra.host import Host
+from trial import PROJECT, Load, host_of, until
 
 RESULTS = PROJECT / ".cache/molecule/faults.json"
 WORKERS = ("worker1", "worker2")
@@ -220,19 +223,69 @@ def results() -> Results:
 
 
 @pytest.fixture
-def load(request: pytest.FixtureRequest) -> Iterator[Load]:
-    found = Load(re.sub(r"\W+", "-", request.node.name.replace("ansible://head", "")).strip("-"))
-    yield found
-    found.stop()
+def killed() -> Killed:
+    return Killed()
 
 
 @pytest.fixture
-def mend(site: Site, playbook: Callable[..., subprocess.CompletedProcess[str]]) -> Callable[..., float | None]:
+def hosts(playbook: Callable[..., subprocess.CompletedProcess[str]], host: Host, tmp_path: Path) -> Hosts:
+    return Hosts(playbook, host, tmp_path)
+
+
+@pytest.fixture
+def load(request: pytest.FixtureRequest) -> Iterator[Load]:
+    name = request.node.name.removeprefix("test_").replace("ansible://head", "")
+    found = Load(re.sub(r"\W+", "-", name).strip("-"))
+    yield found
+    found.stop()
+    if found.records:
+        print(json.dumps({found.name: found.summary()}))
+
+
+@pytest.fixture(scope="session")
+def said() -> Callable[[subprocess.CompletedProcess[str]], str]:
+    """Return a function that gives the output of a run without line breaks."""
+    return lambda result: " ".join(result.stdout.split())
+
+
+@pytest.fixture(scope="session")
+def changes() -> Callable[[subprocess.CompletedProcess[str]], dict[str, int]]:
+    """Return a function that gives what the recap says of changes, host by host."""
+    return lambda result: {
+        name: int(count) for name, count in re.findall(r"(?m)^(\S+)\s+: ok=\d+\s+changed=(\d+)", result.stdout)
+    }
+
+
+@pytest.fixture(scope="session")
+def named() -> Callable[[str], Host]:
+    """Return a function that gives a host by name."""
+    return host_of
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    return until
+
+
+@pytest.fixture(scope="session")
+def spread(playbook: Callable[..., subprocess.CompletedProcess[str]]) -> dict[str, Any]:
+    """One replica on each worker; return the variables that say so."""
+    config = host_of("head").ansible.get_variables()["ray_serve_config"]
+    config["applications"][0]["deployments"][0]["max_replicas_per_node"] = 1
+    variables = {"ray_serve_config": config, "cluster_accept_outage": True}
+    done = playbook("site.yml", "--tags", "serve", variables=variables)
+    assert done.returncode == 0, done.stdout[-4000:]
+    return variables
+
+
+@pytest.fixture
+def mend(
+    site: Site, spread: dict[str, Any], playbook: Callable[..., subprocess.CompletedProcess[str]]
+) -> Callable[..., float | None]:
     """Return a function that brings all back as an operator would, by site.yml, and gives since when all is well."""
 
     def run(seconds: float = 120, **variables: Any) -> float | None:
-        variables = {"cluster_accept_outage": True, **variables}
-        done = playbook("site.yml", "--tags", "gateway,cluster,serve", variables=variables)
+        done = playbook("site.yml", "--tags", "gateway,cluster,serve", variables={**spread, **variables})
         assert done.returncode == 0, done.stdout[-4000:]
         return site.well_since(seconds)[0]
 

@@ -22,10 +22,12 @@ INVENTORY = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]) / "inventory"
 RESULTS = PROJECT / ".cache/molecule/install.json"
 LOAD = os.getloadavg()[0]
 MOST_TIMES = 0.5  # what the second host costs, of the first
+MOST_SECONDS = 15  # of an install that has nothing to do
 FIRST, SECOND = (
     get_host(f"ansible://{name}?sudo=true", ansible_inventory=str(INVENTORY)) for name in ("first", "second")
 )
 os.environ |= {"ANSIBLE_CALLBACKS_ENABLED": "ansible.posix.profile_tasks", "PROFILE_TASKS_TASK_OUTPUT_LIMIT": "all"}
+INSTALL_ROLES = ("gpu_host", "python_env", "conda", "bundle", "fan_out", "model_store")
 # What is told of a task that runs, and what then runs on which host.
 STEPS = [
     ("build | Install Ray", FIRST, "pip install --python"),
@@ -178,3 +180,6 @@ def test_the_run_after_them_completes_it(playbook) -> None:
     assert works(FIRST, "/srv/killed") and works(SECOND, "/srv/killed")
     again = playbook("site.yml", "--tags", "install", variables=roots("killed"))
     assert set(re.findall(r"changed=(\d+)", again.stdout)) == {"0"}, again.stdout[-4000:]
+    took = seconds(again.stdout, rf"^({'|'.join(INSTALL_ROLES)}) : ")
+    print(f"install, nothing to do: {took:.1f} s")
+    assert 0 < took <= MOST_SECONDS, took

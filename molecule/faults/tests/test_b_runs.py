@@ -63,7 +63,6 @@ def upgrade(hosts, number):
     )
 
 
-@pytest.mark.soak  # minutes each
 @pytest.mark.parametrize(("change", "tags", "trials"), [(converge, "all", 20), (upgrade, "serve", 10)])
 def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes, killed, change, tags, trials):
     begin = time.time()
@@ -87,9 +86,8 @@ def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes
 
 
 @pytest.mark.soak
-def test_a_worker_lost_on_the_way_stops_nobody_and_is_named(hosts, host, named, podman, wait_until):
-    prefix = os.environ.get("MOLECULE_PREFIX") or "raymetal"
-    container = f"{prefix}-hosts-worker2"
+def test_a_worker_lost_on_the_way_stops_nobody_and_is_named(hosts, host, named, site, podman, wait_until):
+    container = site.container("worker2")
     well(hosts.run("site", cluster_accept_outage=True))
     for name in ("worker1", "worker2"):
         named(name).check_output("systemctl stop raymetal.service")

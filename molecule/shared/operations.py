@@ -1,24 +1,23 @@
-"""Operators and their playbooks: how a run ended, what it changed, and what the cluster was like meanwhile."""
+"""Shared by tests of what operators do to a cluster: their playbooks, run to the end or killed on the way."""
 
 from __future__ import annotations
 
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
 
-import pytest
 from testinfra.host import Host
-from trial import INVENTORY, PROJECT, Cluster, Load, host_of, until
+from trial import INVENTORY, PROJECT, Cluster, host_of
 
+SOAK = bool(os.environ.get("RAYMETAL_SOAK"))
 KILLED = PROJECT / ".cache/molecule/killed.json"
 Playbook = Callable[..., CompletedProcess[str]]
 
@@ -67,21 +66,21 @@ class Hosts(Cluster):
 
 
 class Killed:
-    """The runs that were killed, kept by seed: a call that was broken off is gone on with.
+    """The runs that were killed, kept by seed in ``.cache/molecule/killed.json``.
 
-    The file is ``.cache/molecule/killed.json``; another ``RAYMETAL_SEED`` begins anew.
+    `make soak` goes on with a call that was broken off; another ``RAYMETAL_SEED`` begins anew. `make test` always does.
     """
 
     def __init__(self) -> None:
-        entries = json.loads(KILLED.read_text()) if KILLED.exists() else []
-        last = entries[-1]["seed"] if entries else int(time.time())
+        self.all = json.loads(KILLED.read_text()) if KILLED.exists() else []
+        last = self.all[-1]["seed"] if SOAK and self.all else int(time.time())
         self.seed = int(os.environ.get("RAYMETAL_SEED", last))
-        self.entries = [entry for entry in entries if entry["seed"] == self.seed]
-        self.draw = random.Random(f"{self.seed} {len(self.entries)}")
+        self.draw = random.Random(f"{self.seed} {len(self.all)}")
 
     def left(self, kind: str, trials: int) -> range:
-        """Numbers of the trials that are still to be made; one at least."""
-        done = sum(entry["kind"] == kind for entry in self.entries)
+        """Numbers of the trials that are still to be made, of so many in `make soak`; one at least."""
+        trials = trials if SOAK else 3
+        done = sum((entry["seed"], entry["kind"]) == (self.seed, kind) for entry in self.all)
         return range(min(done, trials - 1) + 1, trials + 1)
 
     def note(self, kind: str, after: float, whole: float, task: str) -> None:
@@ -94,50 +93,6 @@ class Killed:
             "task": task,
         }
         print(json.dumps(entry))
-        self.entries.append(entry)
+        self.all.append(entry)
         KILLED.parent.mkdir(parents=True, exist_ok=True)
-        KILLED.write_text(json.dumps(self.entries, indent=2) + "\n")
-
-
-@pytest.fixture
-def killed() -> Killed:
-    return Killed()
-
-
-@pytest.fixture
-def hosts(playbook: Playbook, host: Host, tmp_path: Path) -> Hosts:
-    return Hosts(playbook, host, tmp_path)
-
-
-@pytest.fixture
-def load(request: pytest.FixtureRequest) -> Iterator[Load]:
-    found = Load(re.sub(r"\W+", "-", request.node.name.removeprefix("test_")).strip("-"))
-    yield found
-    found.stop()
-    if found.records:
-        print(json.dumps({found.name: found.summary()}))
-
-
-@pytest.fixture(scope="session")
-def said() -> Callable[[CompletedProcess[str]], str]:
-    """Return a function that gives the output of a run without line breaks."""
-    return lambda result: " ".join(result.stdout.split())
-
-
-@pytest.fixture(scope="session")
-def changes() -> Callable[[CompletedProcess[str]], dict[str, int]]:
-    """Return a function that gives what the recap says of changes, host by host."""
-    return lambda result: {
-        name: int(count) for name, count in re.findall(r"(?m)^(\S+)\s+: ok=\d+\s+changed=(\d+)", result.stdout)
-    }
-
-
-@pytest.fixture(scope="session")
-def named() -> Callable[[str], Host]:
-    """Return a function that gives a host by name."""
-    return host_of
-
-
-@pytest.fixture(scope="session")
-def wait_until() -> Callable[..., None]:
-    return until
+        KILLED.write_text(json.dumps(self.all, indent=2) + "\n")
