@@ -42,19 +42,23 @@ def tasks_in(value: Any, inherited: bool = False) -> Iterator[tuple[Task, bool]]
             yield value, hidden
 
 
-def template_of(path: Path, task: Task) -> Path | None:
-    """The file of a template task."""
-    arguments = task.get("ansible.builtin.template")
-    if not isinstance(arguments, dict) or "{{" in arguments["src"]:
-        return None
-    return path.parent.parent / "templates" / str(arguments["src"])
+def templates_of(path: Path, task: Task) -> list[Path]:
+    """The templates that a task writes, by itself or by lists of files among the variables of its role."""
+    role = path.parent.parent
+    texts = [yaml.safe_dump({key: value for key, value in task.items() if key != "name"}, width=10**6)]
+    for file in (role / "vars").rglob("*.yml"):
+        own = yaml.safe_load(file.read_text())
+        texts += [yaml.safe_dump(own[name], width=10**6) for name in own if re.search(rf"\b{name}\b", texts[0])]
+    names = re.findall(r"(?:src: |'ansible\.builtin\.template'+, '+)([\w.-]+\.j2)", "\n".join(texts))
+    return [role / "templates" / name for name in names]
 
 
 def secret(path: Path, task: Task) -> bool:
     """Whether a task, or the template that it writes, has a secret among its arguments."""
-    template = template_of(path, task)
-    if template and SECRETS.search(template.read_text()):
-        return template.name not in HARMLESS
+    if any(
+        SECRETS.search(template.read_text()) for template in templates_of(path, task) if template.name not in HARMLESS
+    ):
+        return True
     arguments = {
         key: value for key, value in task.items() if key not in ("name", "when", "changed_when", "failed_when")
     }
@@ -79,6 +83,8 @@ def test_a_task_with_a_secret_shows_nothing(task: Task, hidden: bool) -> None:
     assert hidden, 'wants no_log: "{{ cluster_no_log }}"'
     if any(key in task for key in ("ansible.builtin.template", "ansible.builtin.copy")):
         assert task.get("diff") is False, "wants diff: false, too: cluster_no_log may be lifted"
+    if "managed_files" in task:
+        assert task["managed_files"].get("show") is False, "wants show: false, too: cluster_no_log may be lifted"
 
 
 def test_the_search_finds_the_secrets_that_are_known() -> None:

@@ -352,7 +352,7 @@ def test_bad_input_is_refused_before_anything_is_changed(host, playbook, variabl
 def test_a_configuration_that_haproxy_refuses_never_takes_the_place(host, playbook, told):
     before = host.check_output("sha256sum /etc/raymetal/gateway/haproxy.cfg")
     result = playbook("playbooks/gateway.yml", variables={"gateway_canary_header": "a) b"})
-    assert result.returncode != 0 and "failed to validate" in result.stdout
+    assert result.returncode != 0 and "refused by /usr/sbin/haproxy" in result.stdout
     assert host.check_output("sha256sum /etc/raymetal/gateway/haproxy.cfg") == before
     assert told("/v1/x")[0] == 200
 

@@ -123,6 +123,7 @@ def test_haproxy_is_killed(holder, inside, fault, holders):
     assert holders() == [other(holder)]
 
 
+@pytest.mark.soak
 def test_haproxy_hangs(holder, inside, fault):
     fault("HAProxy stopped (SIGSTOP)", lambda: inside(holder, "pkill -STOP -u haproxy"), other(holder), 240, 12)
 
@@ -157,6 +158,7 @@ def test_the_host_is_powered_off_and_on(holder, podman, container, fault, holder
 PAGE = "curl -sk -o /dev/null -w '%{http_code}' https://127.0.0.1:8080/-/healthz"
 
 
+@pytest.mark.soak
 def test_a_gateway_without_nodes_yields_and_two_alike_do_not(holder, inside, hosts, fault, holders, post, virtual):
     node = hosts["node1"].ansible.get_variables()["ansible_host"]
     cut = f"ip route add blackhole {node}/32"

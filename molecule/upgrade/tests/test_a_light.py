@@ -105,6 +105,7 @@ def test_add(trial, under_load):
     assert trial.options("/second")["revision"] == "4"
 
 
+@pytest.mark.soak
 def test_remove(trial, under_load):
     settled(trial, trial.config())
     settled(trial, with_a_second(trial.config()))
