@@ -43,6 +43,7 @@ def test_a_drained_worker_serves_nothing_and_add_brings_it_back(hosts, load, nam
     assert set(changes(well(hosts.run("add", host="worker2"))).values()) == {0}, "added is added"
 
 
+@pytest.mark.soak
 def test_a_removed_worker_carries_nothing_and_the_last_one_is_not_removed(hosts, load, named, said):
     load.start(at="edge", port=8080)
     begin = time.time()
@@ -73,6 +74,7 @@ def test_a_worker_takes_the_place_of_another(hosts, load, named):
     assert set(hosts.alive()) == {"head", "worker1", "worker2"}
 
 
+@pytest.mark.soak
 def test_another_token_goes_to_all_nodes_with_consent(hosts, named, said, wait_until):
     def tokens():
         return {named(name).check_output("sha256sum < /etc/raymetal/auth_token") for name in nodes}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from testinfra import get_host
 
 UNITS = ("raymetal-firewall.service", "nftables.service")
@@ -87,6 +88,7 @@ def test_a_run_for_one_host_shuts_nobody_out(playbook: Callable[..., subprocess.
     assert changed(playbook(PLAYBOOK, "--limit", "worker")) == {"worker": 0}
 
 
+@pytest.mark.soak
 def test_a_dry_run_says_what_would_change_and_changes_nothing(
     playbook: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:

@@ -134,6 +134,7 @@ def test_requests_wait_while_no_node_is_up(address, node, state, open_load):
     assert max(outcome.seconds for outcome in load.outcomes) > 2
 
 
+@pytest.mark.soak
 def test_a_backup_has_requests_only_while_no_other_node_is_up(address, node, state, playbook, open_load):
     result = playbook("playbooks/gateway.yml", variables={"gateway_backup_nodes": ["node1"]})
     assert result.returncode == 0, result.stdout[-3000:]
@@ -266,6 +267,7 @@ def test_a_canary_that_cannot_be_is_refused(canary, host):
     assert host.file("/etc/raymetal/gateway/canary.map").size == 0
 
 
+@pytest.mark.soak
 def test_another_cluster_leads_it_over_when_told_and_no_request_fails(host, address, playbook, open_load, node):
     """The procedure of docs/upgrades.md: a second cluster behind the same gateway, here of one node of the two."""
     other = {"cluster_name": "next", "gateway_nodes": [{"name": "node2", "address": "node2"}]}
@@ -357,6 +359,7 @@ def test_a_configuration_that_haproxy_refuses_never_takes_the_place(host, playbo
     assert told("/v1/x")[0] == 200
 
 
+@pytest.mark.soak
 def test_a_port_that_is_taken_leaves_what_runs(host, playbook, told):
     result = playbook("playbooks/gateway.yml", variables={"gateway_port": 22})
     assert result.returncode != 0, result.stdout[-3000:]

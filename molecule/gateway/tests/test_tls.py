@@ -93,6 +93,7 @@ def own(host, address):
     return make
 
 
+@pytest.mark.soak
 def test_an_own_certificate_takes_its_place_and_is_replaced_by_its_file(
     host, address, trust, own, tmp_path, playbook, reloaded_without_loss
 ):

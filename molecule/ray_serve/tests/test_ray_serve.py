@@ -38,6 +38,7 @@ def test_both_applications_answer(host):
     assert json.loads(answer(host, "/other")) == {"text": "second"}
 
 
+@pytest.mark.soak
 def test_the_file_on_the_head_can_be_pushed_by_hand(host, playbook):
     """As the file's own head says; afterwards the playbook finds nothing to change."""
     lines = host.file("/etc/raymetal/serve.yml").content_string.splitlines()
@@ -69,6 +70,7 @@ def test_an_application_that_would_vanish_is_named_and_needs_consent(host, playb
     assert json.loads(answer(host, "/other")) == {"text": "second"}
 
 
+@pytest.mark.soak
 def test_a_change_that_ray_only_warns_about_is_an_error(host, playbook, config):
     config["http_options"] = {"host": "127.0.0.1", "port": 8001}
     result = serve(playbook, config)
@@ -90,6 +92,7 @@ def test_an_application_that_crashes_is_told_with_its_log(host, playbook, config
     assert json.loads(answer(host, "/light")) == {"text": "first"}
 
 
+@pytest.mark.soak
 def test_an_application_that_runs_and_answers_nothing_is_no_success(host, playbook, config):
     config["applications"].append(
         {"name": "sick", "route_prefix": "/sick", "import_path": "light:build", "args": {"text": "sick"}}

@@ -84,6 +84,7 @@ def test_surge(trial, under_load):
     assert trial.options()["revision"] == "3"
 
 
+@pytest.mark.soak
 def test_roll(trial, under_load):
     config = trial.config()
     chat(config)["deployments"][0]["num_replicas"] = 4

@@ -60,6 +60,7 @@ def test_no_room(trial, said, load):
     assert trial.options() == before
 
 
+@pytest.mark.soak
 def test_a_new_one_that_fails_under_load(trial, load, fails):
     """It answers one at a time; of the users' requests, many at once, some fail until it is taken back."""
     new = trial.config(revision="weak", fail_above=1)
@@ -92,7 +93,8 @@ def test_a_new_one_that_is_slow_under_load(trial, fails):
     fails(new, "ms in the mean, before")
 
 
-@pytest.mark.parametrize("goes_on", [True, pytest.param(False, marks=pytest.mark.soak)], ids=["finished", "taken-back"])
+@pytest.mark.soak
+@pytest.mark.parametrize("goes_on", [True, False], ids=["finished", "taken-back"])
 def test_ansible_is_killed_in_the_middle(trial, load, said, changed, wait_until, tmp_path, goes_on):
     before = trial.options()
     new = trial.config(revision="after-kill" if goes_on else "never", start_seconds=15)
