@@ -85,7 +85,7 @@ molecule: setup ## tests of the roles and of the cluster in containers; SCENARIO
 test: lint unit molecule ## every test
 
 soak: setup ## what is too long for `make test`: hundreds of random changes, all faults and upgrades, throughput, the other system
-	RAYMETAL_SOAK=1 RAYMETAL_MUTATIONS=150 tests/molecule.sh python_env model_store offline firewall gateway ray_serve ray_health pair faults upgrade throughput fan_out_speed install_speed
+	RAYMETAL_SOAK=1 RAYMETAL_MUTATIONS=150 tests/molecule.sh python_env model_store offline firewall gateway ray_serve ray_health pair cluster faults upgrade throughput fan_out_speed install_speed
 	MOLECULE_SUITE=trixie tests/molecule.sh gpu_host
 
 docs: setup ## renew docs/reference.md from the roles' specs

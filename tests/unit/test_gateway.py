@@ -189,6 +189,8 @@ def test_drain_says_whether_it_changed(control: Control, admin: int, text: str) 
 def test_ready_puts_back_and_a_node_that_is_not_there_is_told(control: Control) -> None:
     assert control(answers(0, 8), "ready", "n1")[:2] == (0, "changed")
     assert control(answers(0), "ready", "n1")[:2] == (0, "unchanged")
+    code, said, *_ = control(answers(0, 8), "ready", "n1", "n1")
+    assert (code, said) == (0, "changed")
     assert control(answers(0), "drain", "n3", "1")[:2] == (1, "the gateway has no node n3; it has n1")
 
 

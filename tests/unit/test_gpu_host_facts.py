@@ -73,7 +73,7 @@ def test_a_host_without_nvidia_smi(tmp_path: Path) -> None:
     assert 99 < found["clock_difference_seconds"] < 130
     assert found["memory_bytes"] > 2**28 and found["cpus"] == os.cpu_count() and found["shm_bytes"] >= 0
     assert found["route_address"] == "127.0.0.1"
-    assert found["user"]["uid"] > 0
+    assert found["user"]["uid"] > 0 and found["user"]["group"]
     assert found["interfaces"] == {}  # there is no ip either
     assert found["paths"]["/"] == {"exists": True, "directory": True, "config_json": False}
     assert not found["paths"]["/nowhere/at/all"]["exists"]

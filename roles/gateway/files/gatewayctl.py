@@ -3,7 +3,7 @@
 
     gatewayctl nodes                  state of each node, and what it answers just now
     gatewayctl drain NODE SECONDS     no new request for the node; wait until it answers nothing any more
-    gatewayctl ready NODE             put it back; it gets requests when its health check is good
+    gatewayctl ready NODE…            put them back; each gets requests when its health check is good
     gatewayctl canary                 send a share of a route's requests to a candidate, as a JSON list on standard
                                       input says; [] ends it. Keys: route, hidden_route, percent, and if wanted header
                                       (the value that always goes there), other_routes (of applications to leave alone)
@@ -211,8 +211,9 @@ def main(arguments: list[str]) -> int:
             await_running(arguments[1], float(arguments[2]))
         elif len(arguments) == 3 and arguments[0] == "drain":
             print(said[drain(arguments[1], float(arguments[2]))])
-        elif len(arguments) == 2 and arguments[0] == "ready":
-            print(said[ready(arguments[1])])
+        elif len(arguments) > 1 and arguments[0] == "ready":
+            changed = [ready(name) for name in arguments[1:]]
+            print(said[any(changed)])
         else:
             print(__doc__, file=sys.stderr)
             return 1

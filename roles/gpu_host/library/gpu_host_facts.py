@@ -52,13 +52,14 @@ ansible_facts:
   description: >-
     One key, C(gpu_host), with os (id, version), arch, cpus, memory_bytes, swap_bytes, shm_bytes, systemd (bool: PID 1),
     packages (names of the Debian packages that are installed), python (path and version, or null),
-    clock_difference_seconds, user (uid, shell, home; or null), cluster (name or null), route_address, interfaces
-    (by name: addresses, mtu in bytes, up), disks and paths (by path), driver_version, driver_cuda, gpu_error, and
-    gpus, a list of dicts with index, uuid, name, memory_mib.
+    clock_difference_seconds, user (uid, group, shell, home, comment; or null), cluster (name or null), route_address,
+    interfaces (by name: addresses, mtu in bytes, up), disks and paths (by path), driver_version, driver_cuda,
+    gpu_error, and gpus, a list of dicts with index, uuid, name, memory_mib.
   type: dict
   returned: always
 """
 
+import grp
 import json
 import os
 import platform
@@ -139,7 +140,17 @@ def user_facts(name: str) -> dict[str, Any] | None:
         entry = pwd.getpwnam(name)
     except KeyError:
         return None
-    return {"uid": entry.pw_uid, "shell": entry.pw_shell, "home": entry.pw_dir}
+    try:
+        group = grp.getgrgid(entry.pw_gid).gr_name
+    except KeyError:
+        group = ""
+    return {
+        "uid": entry.pw_uid,
+        "group": group,
+        "shell": entry.pw_shell,
+        "home": entry.pw_dir,
+        "comment": entry.pw_gecos,
+    }
 
 
 def disk_facts(path: str) -> dict[str, Any]:

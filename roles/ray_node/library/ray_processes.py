@@ -34,7 +34,7 @@ options:
     description: Health address of the node's agent; it answers for the raylet.
     type: str
   prefix:
-    description: The Python environment that the node is to be started from, for C(wanted_versions).
+    description: The Python environment to start the node from, for C(wanted_prefix) and C(wanted_versions).
     type: path
   attempts:
     description: How often a start is tried.
@@ -65,8 +65,12 @@ versions:
   description: Versions in the environment of the running raylet, Python's and Ray's among them; empty without one.
   type: dict
   returned: success
+wanted_prefix:
+  description: The directory that I(prefix) is or leads to, I(prefix) itself where there is none.
+  type: path
+  returned: with I(prefix)
 wanted_versions:
-  description: The same of I(prefix).
+  description: The same as C(versions), of I(prefix).
   type: dict
   returned: success
 processes:
@@ -252,6 +256,7 @@ def main() -> None:
         module.fail_json(msg="user root: this would end every process of root. To do: name the dedicated service user")
     seen = observe(user)
     if module.params["prefix"]:
+        seen["wanted_prefix"] = os.path.realpath(module.params["prefix"])
         found = glob.glob(f"{module.params['prefix']}/lib/python3*/site-packages")
         seen["wanted_versions"] = versions_of(found[0]) if found else {}
     if state == "ready" and not module.check_mode:
