@@ -62,7 +62,9 @@ class Hosts(Cluster):
         return {line.split("\t")[0]: line.split("\t")[1] for line in lines}
 
     def serves(self) -> bool:
-        return [replica["state"] for replica in self.replicas("chat")] == ["RUNNING"] * 2
+        """Whether the application has its two replicas, by whatever name a change of it left behind."""
+        names = self.rest("/api/serve/applications/")["applications"]
+        return [replica["state"] for name in names for replica in self.replicas(name)] == ["RUNNING"] * 2
 
 
 class Killed:

@@ -129,7 +129,7 @@ class Site:
         except (ValueError, KeyError, TypeError) as error:
             return [f"the dashboard does not answer as it should: {error!r}"]
         found = [f"{name} is not listed as alive" for name in NODES if states.get(self.addresses[name]) != "ALIVE"]
-        if applications != {"chat": "RUNNING"} or replicas != ["RUNNING"] * 2:
+        if list(applications.values()) != ["RUNNING"] or replicas != ["RUNNING"] * 2:
             found.append(f"applications: {applications}, replicas: {replicas}")
         healthy = all(proxies.get(self.addresses[name]) == "HEALTHY" for name in NODES)
         return found + ([] if healthy else [f"proxies: {proxies}"])
