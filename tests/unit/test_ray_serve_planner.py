@@ -100,6 +100,16 @@ def test_add_with_tensor_parallel_needs_the_gpus_on_one_node_when_packed_strictl
     assert not plan([llm()], {}, [1, 1], {"chat": needs(tensor=2)}).problems
 
 
+def test_room_is_on_as_many_nodes_as_max_replicas_per_node_asks_for() -> None:
+    """Regression: a start waited for a second node that had no GPU, and was taken back only when its time was over."""
+    takes = {"num_replicas": 2, "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 0, "num_gpus": 1}}
+    app = {"name": "chat", "route_prefix": "/", "import_path": "chat:build", "deployments": [{"name": "Chat", **takes}]}
+    judged = {"chat": {"Chat": {**takes, "replicas": 2}}}
+    assert "short of 1 nodes by max_replicas_per_node" in plan([app], {}, [0, 2], judged).problems[0]
+    assert "short of 1 GPU" in plan([app], {}, [0, 1], judged).problems[0]
+    assert not plan([app], {}, [1, 1], judged).problems
+
+
 def test_replace_with_room_is_blue_green() -> None:
     made = plan([CHANGED], runs(llm()), [1])
     step = made.steps["chat"]

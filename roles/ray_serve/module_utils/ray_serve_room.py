@@ -1,13 +1,14 @@
 """Is there room: replicas as bundles of resources, and nodes with what is free on them. Pure functions.
 
-A bundle is resource -> amount (GPUs may be fractions), a replica is {bundles: [...], strategy}, and one that runs has
-also {node, placed: [[node id, bundle], ...]}.
+A bundle is resource -> amount (GPUs may be fractions), a replica is {bundles: [...], strategy, per_node}, where per_node
+is how many of its kind a node may have, 0 for any number; one that runs has also {node, placed: [[node id, bundle], …]}.
 First fit, largest first: it may miss a packing that Ray's scheduler finds, and never promises one that does not exist.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 Bundle = dict[str, float]
@@ -31,6 +32,7 @@ def replica_of(entry: dict[str, Any]) -> Replica:
     return {
         "bundles": bundles or [bundle_of(entry.get("ray_actor_options"))],
         "strategy": entry.get("placement_group_strategy") or "PACK",
+        "per_node": entry.get("max_replicas_per_node") or 0,
     }
 
 
@@ -47,15 +49,15 @@ def _total(bundles: list[Bundle]) -> Bundle:
     return {name: sum(b.get(name, 0) for b in bundles) for name in {name for b in bundles for name in b}}
 
 
-def _place(nodes: Nodes, replica: Replica) -> Nodes | None:
-    """The nodes after one replica was placed; none if it does not fit."""
+def _place(nodes: Nodes, replica: Replica, full: set[str]) -> tuple[Nodes, set[str]] | None:
+    """The nodes after one replica was placed, and which have it; none if it fits on no node that is not full."""
     bundles, strategy = replica["bundles"], replica["strategy"]
     if strategy == "STRICT_PACK":
         bundles = [_total(bundles)]
     nodes = copy.deepcopy(nodes)
     used: set[str] = set()
     for bundle in sorted(bundles, key=lambda b: (-b.get("GPU", 0), -sum(b.values()))):
-        free = [n for n, node in nodes.items() if _fits(node, bundle)]
+        free = [n for n, node in nodes.items() if n not in full and _fits(node, bundle)]
         if strategy == "STRICT_SPREAD":
             free = [n for n in free if n not in used]
         if not free:
@@ -65,27 +67,33 @@ def _place(nodes: Nodes, replica: Replica) -> Nodes | None:
         chosen = min(free, key=lambda n: ((n in used) == spread, nodes[n].get("GPU", 0), nodes[n].get("CPU", 0)))
         used.add(chosen)
         _add(nodes[chosen], bundle, -1)
-    return nodes
+    return nodes, used
 
 
 def after(nodes: Nodes, replicas: list[Replica]) -> tuple[Nodes, Bundle]:
     """The nodes after all replicas were placed, and what is short: resource -> amount, empty if all have room.
 
-    Short is what is missing in sum; where the sum would do, and no node has enough of it, what one replica asks for.
+    Replicas of one deployment are the same object. Short is what is missing in sum; where the sum would do, and no node
+    has enough of it, what one replica asks for; where only ``per_node`` forbids it, nodes.
     """
-    left = []
+    left: list[Replica] = []
+    here: Counter[tuple[int, str]] = Counter()  # replicas of a deployment on a node
     for replica in sorted(replicas, key=lambda r: -_total(r["bundles"]).get("GPU", 0)):
-        placed = _place(nodes, replica)
-        if placed is None:
+        limit = replica.get("per_node") or len(replicas)
+        found = _place(nodes, replica, {node for node in nodes if here[id(replica), node] >= limit})
+        if found is None:
             left.append(replica)
         else:
-            nodes = placed
+            nodes, used = found
+            here.update((id(replica), node) for node in used)
     if not left:
         return nodes, {}
     asked = _total([bundle for replica in left for bundle in replica["bundles"]])
     free = _total(list(nodes.values()))
     short = {name: round(amount - free.get(name, 0), 3) for name, amount in asked.items()}
     short = {name: amount for name, amount in short.items() if amount > EPSILON}
+    if not short and all(_place(nodes, replica, set()) for replica in left):
+        short = {"nodes by max_replicas_per_node": len(left)}
     return nodes, short or _total(left[0]["bundles"])
 
 

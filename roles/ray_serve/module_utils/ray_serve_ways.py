@@ -34,7 +34,7 @@ def new_replicas(app: App, needs: dict[str, Any], cluster: Cluster, live: str | 
         first, most = conf.bounds(entry, int(need.get("replicas") or 0))
         replica = room.replica_of({**need, **{key: value for key, value in entry.items() if value is not None}})
         if not needs and alike and have.get(name) and not conf.TAKES.intersection(entry):
-            replica = {key: have[name][0][key] for key in replica}  # its placement group too
+            replica |= {key: have[name][0][key] for key in ("bundles", "strategy")}  # its placement group too
         found[name] = {"replica": replica, "first": first, "count": max(first, min(len(have.get(name, [])), most))}
     return found
 
