@@ -1,7 +1,7 @@
 """Is there room: replicas as bundles of resources, and nodes with what is free on them. Pure functions.
 
-A bundle is resource -> amount (GPUs may be fractions), a replica is {bundles: [...], strategy, per_node}, where per_node
-is how many of its kind a node may have, 0 for any number; one that runs has also {node, placed: [[node id, bundle], …]}.
+A bundle is resource -> amount (GPUs may be fractions). A replica is {bundles: [...], strategy, per_node}: per_node is
+how many of its kind a node may have, 0 for any number. One that runs has also {node, placed: [[node id, bundle], ...]}.
 First fit, largest first: it may miss a packing that Ray's scheduler finds, and never promises one that does not exist.
 """
 
