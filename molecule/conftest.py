@@ -85,7 +85,7 @@ def playbook() -> Callable[..., subprocess.CompletedProcess[str]]:
             extra.flush()
             command = ["ansible-playbook", "-i", str(inventory or own), *arguments, "-e", f"@{extra.name}", str(path)]
             return subprocess.run(
-                command, env=environment, cwd=project, check=False, capture_output=True, text=True, timeout=600
+                command, env=environment, cwd=project, check=False, capture_output=True, text=True, timeout=1200
             )
 
     return run
