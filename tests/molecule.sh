@@ -40,4 +40,4 @@ beside() {
 one_by_one gpu_host  # it makes the image of the hosts
 # ray_serve is with those that have nothing to do with the shared environment: it sees what others write there.
 beside "conda fan_out firewall load_test gateway" "python_env model_store ray_node ray_serve"
-beside "faults upgrade preflight" "cluster security ray_health"
+beside "faults upgrade preflight" "cluster security ray_health monitoring"
