@@ -219,4 +219,4 @@ def test_nothing_to_bring_is_a_matter_of_seconds(apply_role) -> None:
     done = apply_role("fan_out", {})
     seconds = time.monotonic() - started
     assert done.returncode == 0 and all("changed=0" in line for line in recap(done.stdout).values())
-    assert "aria2" not in done.stdout and seconds < 30, seconds
+    assert "aria2" not in done.stdout and seconds < 15, seconds

@@ -78,7 +78,7 @@ def test_without_a_good_key_nothing_is_answered(ask, key, headers):
     # Nobody waits for the body of a stranger.
     started = time.monotonic()
     refused(ask(b"{", key=key, length=100, headers=headers), 401, "invalid_api_key")
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 2
 
 
 def test_the_hash_of_a_key_is_no_key(ask, host):
@@ -193,7 +193,7 @@ def test_a_body_must_arrive_in_time_and_a_client_may_wait(ask):
     started = time.monotonic()
     status, _, body = ask(b"{", length=9, pieces=[(1, b"a"), (1, b"b")])
     assert status == 408 and json.loads(body)["error"]["message"] == "The request did not arrive in time."
-    assert 2.5 < time.monotonic() - started < 8
+    assert 2.5 < time.monotonic() - started < 5
     # Longer than gateway_request_seconds.
     assert ask(b"x" * 1_000_000, path="/v1/x?seconds=4")[0] == 200
 
