@@ -27,6 +27,7 @@ def test_all_is_made_and_then_left_alone(tmp_path: Path) -> None:
     files = {"path": str(folder), "mode": "0750"}, {"path": str(file), "mode": "0640", "content": "ä\r\n\n"}
     first = write(*files)
     assert first["changed_paths"] == [str(folder), str(file)]
+    assert mode(folder.parent) == 0o750, "what was missing above it is no wider"
     assert (mode(folder), mode(file), file.read_bytes()) == (0o750, 0o640, "ä\r\n\n".encode())
     before = file.stat()
     assert write(*files) == {**first, "changed": False, "changed_paths": [], "diff": []}
@@ -61,6 +62,18 @@ def test_a_content_that_is_kept_back_is_in_no_diff(tmp_path: Path) -> None:
     file.write_text("secret-one")
     result = write({"path": str(file), "mode": "0600", "content": "secret-two"}, show=False)
     assert "secret" not in str(result["diff"]) and file.read_text() == "secret-two"
+
+
+def test_no_content_is_written_to_the_log_of_the_host(tmp_path: Path) -> None:
+    """With the log of Ansible's modules led into a file, and a module that writes to it beside."""
+    log = tmp_path / "log"
+    lead = f"import syslog\nsyslog.syslog = lambda *words: open({str(log)!r}, 'a').write(repr(words))\n"
+    (tmp_path / "sitecustomize.py").write_text(lead)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    run_module("roles/ray_node/library/ray_processes.py", env=env, user="nobody")
+    assert "nobody" in log.read_text()
+    file = {"path": str(tmp_path / "file"), "mode": "0600", "content": "for few eyes"}
+    assert run_module(MODULE, env=env, files=[file])["changed"] and "for few eyes" not in log.read_text()
 
 
 def test_what_is_only_to_be_there_keeps_its_content(tmp_path: Path) -> None:

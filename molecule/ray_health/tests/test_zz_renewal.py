@@ -9,7 +9,7 @@ UNITS = ("raymetal.service",)
 PEM = "/etc/raymetal/tls/ray.pem"
 LONGER = {"ray_node_tls_days": 2900, "certificate_renew_days": 2000, "cluster_health_runs": ["python"]}
 SHOWN = (
-    f"openssl s_client -connect {{address}}:6392 -cert {PEM} -key {PEM} </dev/null 2>/dev/null"
+    f"openssl s_client -alpn h2 -tls1_2 -connect {{address}}:6392 -cert {PEM} -key {PEM} </dev/null 2>/dev/null"
     " | openssl x509 -noout -checkend 216000000"  # 2,500 days
 )
 
