@@ -82,7 +82,9 @@ unit: setup ## tests that need no host
 molecule: setup ## tests of the roles and of the cluster in containers; SCENARIOS="a b" chooses
 	tests/molecule.sh $(SCENARIOS)
 
-test: lint unit molecule ## every test
+test: setup ## every test
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit
+	@$(MAKE) --no-print-directory molecule
 
 soak: setup ## what is too long for `make test`: hundreds of random changes, all faults and upgrades, throughput, the other system
 	RAYMETAL_SOAK=1 RAYMETAL_MUTATIONS=150 tests/molecule.sh python_env model_store offline firewall gateway ray_serve ray_health pair cluster faults upgrade throughput fan_out_speed install_speed

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the scenarios, two at a time, in the order in which the shared environment fills; a list stops at its first failure.
+# Run the scenarios that are named, one after the other; without a name those of `make test`, two at a time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 molecule/shared/setup.sh
@@ -16,28 +16,34 @@ scenario() {
   echo "molecule $1: $(grep -oE '[0-9]+ passed' "$log" | tail -1), $((SECONDS - started)) s"
 }
 
-one_by_one() {
-  local name
-  for name in "$@"; do scenario "$name" || return 1; done
-}
-
 if [ $# -gt 0 ]; then
-  one_by_one "$@"
+  for name in "$@"; do scenario "$name"; done
   exit
 fi
-# Two lists of scenarios, one beside the other.
-beside() {
-  local lane failed=
-  # shellcheck disable=SC2086 # lists of words
-  one_by_one $1 &
-  lane=$!
-  # shellcheck disable=SC2086
-  one_by_one $2 || failed=yes
-  wait "$lane" || failed=yes
-  [ -z "$failed" ]
+
+scenario gpu_host  # it makes the image of the hosts
+# What the shared environment is filled by comes first. ray_serve comes beside scenarios that have nothing to do with it:
+# it sees what others write there. The longest of the rest come first, so that both ends are busy to the end.
+folder=$(mktemp --directory)
+trap 'rm -r "$folder"' EXIT
+queue=$folder/queue
+printf '%s\n' python_env conda model_store fan_out ray_serve firewall gateway faults upgrade cluster security load_test \
+  ray_node ray_health preflight > "$queue"
+
+# The first name of the queue, which it loses; fails when there is none.
+next() {
+  flock "$folder" sh -c 'test -s "$1" && sed -n 1p "$1" && sed -i 1d "$1"' next "$queue"
 }
 
-one_by_one gpu_host  # it makes the image of the hosts
-# ray_serve is with those that have nothing to do with the shared environment: it sees what others write there.
-beside "conda fan_out firewall gateway" "python_env model_store ray_node ray_serve"
-beside "faults upgrade" "cluster security ray_health load_test preflight"
+work() {
+  local name
+  while name=$(next); do
+    scenario "$name" || { : > "$queue"; return 1; }  # what runs is finished, nothing new begins
+  done
+}
+
+work & beside=$!
+failed=
+work || failed=yes
+wait "$beside" || failed=yes
+[ -z "$failed" ]

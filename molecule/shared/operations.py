@@ -70,8 +70,11 @@ class Hosts(Cluster):
 class Killed:
     """The runs that were killed, kept by seed in ``.cache/molecule/killed.json``.
 
-    `make soak` goes on with a call that was broken off; another ``RAYMETAL_SEED`` begins anew. `make test` always does.
+    `make soak` goes on with a call that was broken off; another ``RAYMETAL_SEED`` begins anew. `make test` always does,
+    and kills three runs, one after the other, before it lets one finish.
     """
+
+    in_a_row = 1 if SOAK else 3
 
     def __init__(self) -> None:
         self.all = json.loads(KILLED.read_text()) if KILLED.exists() else []
@@ -85,16 +88,18 @@ class Killed:
         done = sum((entry["seed"], entry["kind"]) == (self.seed, kind) for entry in self.all)
         return range(min(done, trials - 1) + 1, trials + 1)
 
-    def note(self, kind: str, after: float, whole: float, task: str) -> None:
-        entry = {
-            "seed": self.seed,
-            "kind": kind,
-            "measured": datetime.now(UTC).date().isoformat(),
-            "after_seconds": round(after, 1),
-            "whole_seconds": round(whole, 1),
-            "task": task,
-        }
-        print(json.dumps(entry))
-        self.all.append(entry)
+    def note(self, kind: str, struck: list[tuple[float, float, str]]) -> None:
+        """Keep runs that were killed and then finished: after how many seconds, of how many, in which task."""
+        for after, whole, task in struck:
+            entry = {
+                "seed": self.seed,
+                "kind": kind,
+                "measured": datetime.now(UTC).date().isoformat(),
+                "after_seconds": round(after, 1),
+                "whole_seconds": round(whole, 1),
+                "task": task,
+            }
+            print(json.dumps(entry))
+            self.all.append(entry)
         KILLED.parent.mkdir(parents=True, exist_ok=True)
         KILLED.write_text(json.dumps(self.all, indent=2) + "\n")

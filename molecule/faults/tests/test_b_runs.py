@@ -72,18 +72,21 @@ def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes
     well(hosts.run("site", "--tags", tags, **change(hosts, 99)[0]))
     whole = time.time() - begin
     for number in killed.left(change.__name__, trials):
-        wanted, is_there = change(hosts, number)
-        run, output = hosts.begin("--tags", tags, **wanted)
-        after = killed.draw.uniform(0.05, 0.9) * whole
-        with pytest.raises(subprocess.TimeoutExpired):
-            run.wait(after)
-        hosts.kill(run)
-        tasks = re.findall(r"(?m)^TASK \[(.+?)\]", output.read_text())
-        if change is upgrade:
-            host.check_output("curl -sf -m 20 http://127.0.0.1:8000/")  # the one before, or the new one
+        struck = []
+        for more in range(killed.in_a_row):
+            wanted, is_there = change(hosts, number + more)
+            run, output = hosts.begin("--tags", tags, **wanted)
+            after = killed.draw.uniform(0.05, 0.9) * whole
+            with pytest.raises(subprocess.TimeoutExpired):
+                run.wait(after)
+            hosts.kill(run)
+            tasks = re.findall(r"(?m)^TASK \[(.+?)\]", output.read_text())
+            if change is upgrade:
+                host.check_output("curl -sf -m 20 http://127.0.0.1:8000/")  # the one before, or the new one
+            struck.append((after, whole, tasks[-1] if tasks else ""))
         well(hosts.run("site", "--tags", tags, **wanted))
         assert is_there() and hosts.serves() and not host.file(LOCK).exists
-        killed.note(change.__name__, after, whole, tasks[-1] if tasks else "")
+        killed.note(change.__name__, struck)
     again = well(hosts.run("site", "--tags", tags, **wanted))
     assert set(changes(again).values()) == {0}, changes(again)
 

@@ -14,11 +14,11 @@ QUESTION = {"model": "chat", "temperature": 0, "max_tokens": 12, "messages": ASK
 
 @pytest.fixture(scope="module")
 def revisions(named):
-    """In the shared volume: a revision whose chat template is longer, and one of the right shape with wrong weights."""
+    """In the shared volume: the model, one with a longer chat template, one of the right shape with wrong weights."""
     head = named("head")
     head.check_output(
         f"rm -rf {TRIAL} {MODELS}/chat && mkdir -p {TRIAL} "
-        f"&& cp -rL {MODELS}/smollm2/1 {TRIAL}/2 && cp -rL {MODELS}/smollm2/1 {TRIAL}/garbage"
+        f"&& for revision in 1 2 garbage; do cp -rL {MODELS}/smollm2/1 {TRIAL}/$revision; done"
     )
     script = """
 import os, pathlib
@@ -75,10 +75,15 @@ def prompt_tokens(ask):
     return answer["usage"]["prompt_tokens"]
 
 
-def test_the_engine_takes_over_from_the_stand_in(trial, revisions, config, ask):
-    """Another import path, the same route: an upgrade like any other. (Nothing is measured here.)"""
-    result = trial.run(config(f"{MODELS}/smollm2/1"))
+def test_the_engine_takes_over_from_the_stand_in(trial, load, light, witness, revisions, config, ask, said):
+    """Another import path, the same route, a model that is staged first: an upgrade like any other."""
+    load.start(**light)
+    with witness:
+        result = trial.run(config(f"{MODELS}/chat/1"), tags="upgrade", **models("1"))
+    load.end()
     assert result.returncode == 0, result.stdout[-4000:]
+    assert "chat: replace by blue_green" in said(result)
+    load.proven()
     assert prompt_tokens(ask) > 0
 
 
@@ -87,7 +92,7 @@ def test_engine_surge(trial, load, light, witness, config, ask, said):
     """A changed engine argument, in place: the running engine says so."""
     load.start(**light)
     with witness:
-        result = trial.run(config(f"{MODELS}/smollm2/1", max_model_len=256), ray_serve_way="surge")
+        result = trial.run(config(f"{MODELS}/chat/1", max_model_len=256), ray_serve_way="surge", **models("1"))
     load.end()
     assert result.returncode == 0, result.stdout[-4000:]
     assert "chat: replace by surge" in said(result)
@@ -97,6 +102,7 @@ def test_engine_surge(trial, load, light, witness, config, ask, said):
     assert status == 400 and "256" in json.dumps(answer), answer
 
 
+@pytest.mark.soak
 def test_engine_blue_green_to_a_new_revision(trial, load, light, witness, revisions, config, ask, said):
     before = prompt_tokens(ask)
     load.start(**light)
