@@ -82,11 +82,14 @@ class Killed:
         self.seed = int(os.environ.get("RAYMETAL_SEED", last))
         self.draw = random.Random(f"{self.seed} {len(self.all)}")
 
-    def left(self, kind: str, trials: int) -> range:
-        """Numbers of the trials that are still to be made, of so many in `make soak`; one at least."""
-        trials = trials if SOAK else 1
+    def number(self) -> int:
+        """A number that no run before had."""
+        return len(self.all) + 1
+
+    def left(self, kind: str, trials: int) -> int:
+        """How many trials are still to be made, of so many in `make soak`; one at least."""
         done = sum((entry["seed"], entry["kind"]) == (self.seed, kind) for entry in self.all)
-        return range(min(done, trials - 1) + 1, trials + 1)
+        return max(trials - done, 1) if SOAK else 1
 
     def note(self, kind: str, struck: list[tuple[float, float, str]]) -> None:
         """Keep runs that were killed and then finished: after how many seconds, of how many, in which task."""
