@@ -10,6 +10,7 @@ import subprocess
 import time
 
 import pytest
+from operations import SOAK
 from trial import host_of
 
 UNITS = ("raymetal.service",)
@@ -28,6 +29,7 @@ def begins(run, output, wait_until, text):
 
 
 def test_a_second_run_is_told_of_the_first(hosts, host, said, wait_until):
+    begin = time.time()
     first, output = hosts.begin()
     begins(first, output, wait_until, r"(?s)run_lock : Take the lock.*?TASK")
     os.killpg(first.pid, signal.SIGSTOP)  # it takes its time
@@ -42,6 +44,7 @@ def test_a_second_run_is_told_of_the_first(hosts, host, said, wait_until):
         assert text in said(second), second.stdout[-2000:]
     assert dry.returncode == 0, dry.stdout[-2000:]
     assert first.wait(600) == 0, output.read_text()[-3000:]
+    hosts.seconds["all"] = time.time() - begin
     assert not host.file(LOCK).exists
 
 
@@ -69,19 +72,17 @@ def upgrade(hosts, number):
 
 @pytest.mark.parametrize(("change", "tags", "trials"), [(converge, "all", 20), (upgrade, "serve", 10)])
 def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes, killed, change, tags, trials):
-    begin = time.time()
-    well(hosts.run("site", "--tags", tags, **change(hosts, 0)[0]))
-    whole = time.time() - begin
     numbers = itertools.count(killed.number())
     for _ in range(killed.left(change.__name__, trials)):
         struck = []
         while len(struck) < killed.in_a_row:
             wanted, is_there = change(hosts, next(numbers))
+            whole = hosts.seconds[tags]
             begin, after = time.time(), killed.draw.uniform(0.05, 0.9) * whole
             run, output = hosts.begin("--tags", tags, **wanted)
             try:
                 assert run.wait(after) == 0, output.read_text()[-4000:]
-                whole = time.time() - begin  # it was quicker than the last one: another is killed
+                hosts.seconds[tags] = time.time() - begin  # it was quicker than the last one: another is killed
             except subprocess.TimeoutExpired:
                 hosts.kill(run)
                 tasks = re.findall(r"(?m)^TASK \[(.+?)\]", output.read_text())
@@ -91,8 +92,9 @@ def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes
         well(hosts.run("site", "--tags", tags, **wanted))
         assert is_there() and hosts.serves() and not host.file(LOCK).exists
         killed.note(change.__name__, struck)
-    again = well(hosts.run("site", "--tags", tags, **wanted))
-    assert set(changes(again).values()) == {0}, changes(again)
+    if SOAK or change is upgrade:
+        again = well(hosts.run("site", "--tags", tags, **wanted))
+        assert set(changes(again).values()) == {0}, changes(again)
 
 
 @pytest.mark.soak

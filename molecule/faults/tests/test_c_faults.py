@@ -106,7 +106,7 @@ FAULTS = [
     process("head", "raylet", "KILL", 180, 10),
     process("head", "controller", "TERM"),
     process("head", "controller", "KILL"),
-    process("worker1", "proxy", "TERM"),
+    process("worker1", "proxy", "TERM", failed=10),  # it takes requests while it ends, for a second
     process("worker1", "proxy", "KILL"),
     Fault("unit-stopped", "the unit of a worker is stopped, and started after 20 s",
           unit("worker1", "stop"), 90, 20, unit("worker1", "start"), 20),
