@@ -20,7 +20,7 @@ QUESTION = {
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
 }
 ENGINE = "VLLM::[E]ngineCore"
-EVERY_SECONDS, PATIENCE_SECONDS, MOST_SECONDS = 1.0, 30, 420
+EVERY_SECONDS, PATIENCE_SECONDS, MOST_SECONDS = 1.0, 30, 900
 
 
 class Clients:
