@@ -16,15 +16,16 @@ RESULTS = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"]) / ".cache/molecule/engi
 QUESTION = {
     "model": "smollm2",
     "temperature": 0,
-    "max_tokens": 20,
+    "max_tokens": 6,
     "messages": [{"role": "user", "content": "What is the capital of France?"}],
 }
 ENGINE = "VLLM::[E]ngineCore"
-EVERY_SECONDS, PATIENCE_SECONDS, MOST_SECONDS = 1.0, 30, 900
+# So seldom that the engine which is left answers all, beside the start of the other one on the same cores.
+EVERY_SECONDS, PATIENCE_SECONDS, MOST_SECONDS = 5.0, 30, 600
 
 
 class Clients:
-    """One question each second through the gateway, each by a thread of its own, none repeated."""
+    """One question after the other through the gateway, each by a thread of its own, none repeated."""
 
     def __init__(self, address: str) -> None:
         self.url = f"http://{address}:8080/v1/chat/completions"
@@ -64,14 +65,14 @@ def test_one_engine_of_two(host, signal):
     (before,) = worker.check_output(f"pgrep -f '{ENGINE}'").split()
     clients = Clients(host.ansible.get_variables()["ansible_host"])
     try:
-        time.sleep(10)  # what it is like while all is well
+        time.sleep(20)  # what it is like while all is well
         began = time.time()
         worker.check_output(f"kill -{signal} {before}")
 
         def well():
             engines = worker.run(f"pgrep -f '{ENGINE}'").stdout.split()
             replicas = [replica["state"] for replica in cluster.replicas("smollm2") if "LLMServer" in str(replica)]
-            lately = [good for when, good, _ in clients.asked if when > time.time() - 15]
+            lately = [good for when, good, _ in clients.asked if when > time.time() - 30]
             return engines not in ([], [before]) and replicas.count("RUNNING") >= 2 and lately and all(lately)
 
         while not well():
@@ -87,7 +88,7 @@ def test_one_engine_of_two(host, signal):
         "asked": len(later),
         "failed": len(failed),
         "failed_until_seconds": round(max((when - began for when, *_ in failed), default=0), 1),
-        "well_after_seconds": round(ended - began - 15, 1),
+        "well_after_seconds": round(ended - began - 30, 1),
     }
     print(json.dumps(outcome))
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
