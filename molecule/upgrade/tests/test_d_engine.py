@@ -76,10 +76,14 @@ def prompt_tokens(ask):
 
 
 def test_the_engine_takes_over_from_the_stand_in(trial, load, light, witness, revisions, config, ask, said):
-    """Another import path, the same route, a model that is staged first: an upgrade like any other."""
+    """Another import path, the same route, a model that is staged first: an upgrade like any other.
+
+    An engine is slower than what has nothing to compute, and may be.
+    """
+    slower = {"ray_serve_watch_max_latency_ratio": 1000}
     load.start(**light)
     with witness:
-        result = trial.run(config(f"{MODELS}/chat/1"), tags="upgrade", **models("1"))
+        result = trial.run(config(f"{MODELS}/chat/1"), tags="upgrade", **models("1"), **slower)
     load.end()
     assert result.returncode == 0, result.stdout[-4000:]
     assert "chat: replace by blue_green" in said(result)
