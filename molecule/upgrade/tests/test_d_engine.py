@@ -14,11 +14,11 @@ QUESTION = {"model": "chat", "temperature": 0, "max_tokens": 12, "messages": ASK
 
 @pytest.fixture(scope="module")
 def revisions(named):
-    """In the shared volume: the model, one with a longer chat template, one of the right shape with wrong weights."""
+    """In the shared volume: a revision whose chat template is longer, and one of the right shape with wrong weights."""
     head = named("head")
     head.check_output(
         f"rm -rf {TRIAL} {MODELS}/chat && mkdir -p {TRIAL} "
-        f"&& for revision in 1 2 garbage; do cp -rL {MODELS}/smollm2/1 {TRIAL}/$revision; done"
+        f"&& cp -rL {MODELS}/smollm2/1 {TRIAL}/2 && cp -rL {MODELS}/smollm2/1 {TRIAL}/garbage"
     )
     script = """
 import os, pathlib
@@ -75,19 +75,10 @@ def prompt_tokens(ask):
     return answer["usage"]["prompt_tokens"]
 
 
-def test_the_engine_takes_over_from_the_stand_in(trial, load, light, witness, revisions, config, ask, said):
-    """Another import path, the same route, a model that is staged first: an upgrade like any other.
-
-    An engine is slower than what has nothing to compute, and may be.
-    """
-    slower = {"ray_serve_watch_max_latency_ratio": 1000}
-    load.start(**light)
-    with witness:
-        result = trial.run(config(f"{MODELS}/chat/1"), tags="upgrade", **models("1"), **slower)
-    load.end()
+def test_the_engine_takes_over_from_the_stand_in(trial, revisions, config, ask):
+    """Another import path, the same route: an upgrade like any other. (Nothing is measured here.)"""
+    result = trial.run(config(f"{MODELS}/smollm2/1"))
     assert result.returncode == 0, result.stdout[-4000:]
-    assert "chat: replace by blue_green" in said(result)
-    load.proven()
     assert prompt_tokens(ask) > 0
 
 
@@ -96,7 +87,7 @@ def test_engine_surge(trial, load, light, witness, config, ask, said):
     """A changed engine argument, in place: the running engine says so."""
     load.start(**light)
     with witness:
-        result = trial.run(config(f"{MODELS}/chat/1", max_model_len=256), ray_serve_way="surge", **models("1"))
+        result = trial.run(config(f"{MODELS}/smollm2/1", max_model_len=256), ray_serve_way="surge")
     load.end()
     assert result.returncode == 0, result.stdout[-4000:]
     assert "chat: replace by surge" in said(result)
@@ -106,7 +97,6 @@ def test_engine_surge(trial, load, light, witness, config, ask, said):
     assert status == 400 and "256" in json.dumps(answer), answer
 
 
-@pytest.mark.soak
 def test_engine_blue_green_to_a_new_revision(trial, load, light, witness, revisions, config, ask, said):
     before = prompt_tokens(ask)
     load.start(**light)
