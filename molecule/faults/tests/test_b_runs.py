@@ -75,14 +75,15 @@ def test_runs_killed_at_any_moment_are_finished_by_the_next(hosts, host, changes
     numbers = itertools.count(killed.number())
     for _ in range(killed.left(change.__name__, trials)):
         struck = []
+        wanted, is_there = change(hosts, next(numbers))
         while len(struck) < killed.in_a_row:
-            wanted, is_there = change(hosts, next(numbers))
             whole = hosts.seconds[tags]
             begin, after = time.time(), killed.draw.uniform(0.05, 0.9) * whole
             run, output = hosts.begin("--tags", tags, **wanted)
             try:
                 assert run.wait(after) == 0, output.read_text()[-4000:]
-                hosts.seconds[tags] = time.time() - begin  # it was quicker than the last one: another is killed
+                hosts.seconds[tags] = time.time() - begin
+                wanted, is_there = change(hosts, next(numbers))  # it was quicker than the last one: another is killed
             except subprocess.TimeoutExpired:
                 hosts.kill(run)
                 tasks = re.findall(r"(?m)^TASK \[(.+?)\]", output.read_text())
