@@ -22,12 +22,12 @@ if [ $# -gt 0 ]; then
 fi
 
 scenario gpu_host  # it makes the image of the hosts
-# What the shared environment is filled by comes first. ray_serve comes beside scenarios that have nothing to do with it:
-# it sees what others write there. The longest of the rest come first, so that both ends are busy to the end.
+# First what fills the shared environment. ray_serve sees what others write there: what comes just before and after it has
+# nothing to do with it. The longest of the rest come first, so that both workers are busy to the end.
 folder=$(mktemp --directory)
 trap 'rm -r "$folder"' EXIT
 queue=$folder/queue
-printf '%s\n' python_env conda model_store fan_out ray_serve firewall gateway faults upgrade cluster security load_test \
+printf '%s\n' python_env conda model_store fan_out firewall ray_serve gateway load_test faults upgrade cluster security \
   ray_node ray_health preflight > "$queue"
 
 # The first name of the queue, which it loses; fails when there is none.
@@ -35,10 +35,15 @@ next() {
   flock "$folder" sh -c 'test -s "$1" && sed -n 1p "$1" && sed -i 1d "$1"' next "$queue"
 }
 
+# What runs is finished, nothing new begins.
+stop() {
+  flock "$folder" sh -c ': > "$1"' stop "$queue"
+}
+
 work() {
   local name
   while name=$(next); do
-    scenario "$name" || { : > "$queue"; return 1; }  # what runs is finished, nothing new begins
+    scenario "$name" || { stop; return 1; }
   done
 }
 

@@ -21,11 +21,11 @@ QUESTION = {
 }
 ENGINE = "VLLM::[E]ngineCore"
 # So seldom that the engine which is left answers all, beside the start of the other one on the same cores.
-EVERY_SECONDS, PATIENCE_SECONDS, MOST_SECONDS = 5.0, 30, 600
+EVERY_SECONDS, PATIENCE_SECONDS, MOST_SECONDS = 5.0, 30, 420
 
 
 class Clients:
-    """One question after the other through the gateway, each by a thread of its own, none repeated."""
+    """One question every EVERY_SECONDS through the gateway, each by a thread of its own, none repeated."""
 
     def __init__(self, address: str) -> None:
         self.url = f"http://{address}:8080/v1/chat/completions"
