@@ -155,7 +155,7 @@ def test_sigterm_waits_for_what_is_in_flight_and_writes_the_reports(host, behave
     assert int(done.stdout.split()[-1]) == summary["requests"]
 
 
-def test_the_key_is_sent_and_shows_in_no_file_and_no_list_of_processes(host, behave, playbook, tmp_path):
+def test_the_key_is_sent_and_shows_nowhere_and_the_reports_are_fetched(host, behave, playbook, tmp_path):
     key = "key-of-the-test"
     behave(key=key)
     variables = {**SHORT, "load_test_reports_dir": str(tmp_path)}
@@ -168,15 +168,8 @@ def test_the_key_is_sent_and_shows_in_no_file_and_no_list_of_processes(host, beh
     assert done.returncode == 0 and key not in done.stdout, done.stdout[-3000:]
     assert "bin/locust" in host.file("/tmp/seen").content_string and key not in host.file("/tmp/seen").content_string
     host.run_expect([1], f"grep -rqsF {key} {ROOT} /root/.ansible_async")
-
-
-def test_the_playbook_fetches_the_reports_and_says_how_it_was(behave, playbook, tmp_path):
-    behave()
-    variables = {**SHORT, "load_test_reports_dir": str(tmp_path)}
-    done = playbook(PROJECT / "playbooks/load_test.yml", variables=variables)
-    assert done.returncode == 0, done.stdout[-3000:]
     assert "requests (" in done.stdout and "0 failed, p50" in " ".join(done.stdout.split())
-    (run,) = tmp_path.iterdir()
+    run = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime)  # the first was refused
     assert run.name.endswith("-client")
     assert {path.name for path in run.iterdir()} >= {
         "report.html",
@@ -216,7 +209,3 @@ def test_check_mode_on_an_empty_host_and_removal(host, behave, playbook, tmp_pat
     assert checked.returncode == 0, checked.stdout[-3000:]
     host.run_expect([1], f"test -e {ROOT}")
     assert served(host) == 0
-    # And back, for whoever comes after.
-    assert playbook(PROJECT / "playbooks/load_test.yml", "--tags", "install").returncode == 0
-    again = playbook(PROJECT / "playbooks/load_test.yml", "--tags", "install")
-    assert "changed=0" in again.stdout, again.stdout[-2000:]
