@@ -22,8 +22,8 @@ from trial import INVENTORY, PROJECT, Cluster, Load, host_of, until
 RESULTS = PROJECT / ".cache/molecule/upgrade.json"
 QUESTION = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
 WARMUP = {"path": "/v1/chat/completions", "body": {"model": "chat", **QUESTION}, "contains": "Paris"}
-# The engine that serves shares two cores with the one that starts.
-LIGHT = {"rate": 2, "tokens": 2}
+# The engine that serves shares the cores with the one that starts, and with the health job's workers on every node.
+LIGHT = {"rate": 1, "tokens": 2}
 # The hosts share the machine's cores: by itself each engine would bind its threads to the first one.
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 Playbook = Callable[..., CompletedProcess[str]]
