@@ -33,7 +33,7 @@ STAMP := .venv/.locked
 BECOME := $(shell [ "$(INVENTORY)" != inventories/local ] || [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null || echo --ask-become-pass)
 PLAYBOOK = ansible-playbook -i $(INVENTORY) $(BECOME)
 
-.PHONY: help setup up down check preflight bundle export lint unit molecule test soak docs lock clean
+.PHONY: help setup up down check preflight bundle export lint unit molecule first-scenarios test soak docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -82,9 +82,12 @@ unit: setup ## tests that need no host
 molecule: setup ## tests of the roles and of the cluster in containers; SCENARIOS="a b" chooses
 	tests/molecule.sh $(SCENARIOS)
 
+first-scenarios: setup
+	@tests/molecule.sh gpu_host python_env
+
 test: setup ## every test
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit
-	@$(MAKE) --no-print-directory molecule
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint unit first-scenarios
+	@tests/molecule.sh rest
 
 soak: setup ## what is too long for `make test`: hundreds of random changes, all faults and upgrades, throughput, the other system
 	RAYMETAL_SOAK=1 RAYMETAL_MUTATIONS=150 tests/molecule.sh python_env model_store offline firewall gateway ray_serve ray_health pair cluster faults upgrade throughput fan_out_speed install_speed

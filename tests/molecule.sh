@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the scenarios that are named, one after the other; without a name those of `make test`, two at a time.
+# Run the scenarios that are named, one after the other; without a name those of `make test`, two at a time; `rest`: without
+# gpu_host and python_env, which come first, as they make what the others use: the hosts' image, the shared environment.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 molecule/shared/setup.sh
@@ -17,18 +18,18 @@ scenario() {
   echo "molecule $1: $(grep -oE '[0-9]+ passed' "$log" | tail -1), $((SECONDS - started)) s"
 }
 
-if [ $# -gt 0 ]; then
+if [ $# -gt 0 ] && [ "$1" != rest ]; then
   for name in "$@"; do scenario "$name"; done
   exit
 fi
+[ $# -gt 0 ] || { scenario gpu_host; scenario python_env; }
 
-scenario gpu_host  # it makes the image of the hosts
 # First what fills the shared environment. ray_serve sees what others write there: what comes just before and after it has
 # nothing to do with it. The longest of the rest come first, so that both workers are busy to the end.
 folder=$(mktemp --directory)
 trap 'rm -r "$folder"' EXIT
 queue=$folder/queue
-printf '%s\n' python_env conda model_store fan_out firewall ray_serve gateway load_test faults upgrade cluster security \
+printf '%s\n' conda model_store fan_out firewall ray_serve gateway load_test faults upgrade cluster security \
   ray_node ray_health preflight > "$queue"
 
 # The first name of the queue, which it loses; fails when there is none.
