@@ -32,11 +32,15 @@ STAMP := .venv/.locked
 # On this machine: asks for the password of sudo only where one is needed. Other hosts: ARGS=--ask-become-pass.
 BECOME := $(shell [ "$(INVENTORY)" != inventories/local ] || [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null || echo --ask-become-pass)
 PLAYBOOK = ansible-playbook -i $(INVENTORY) $(BECOME)
+QUESTIONS := status list config logs memory timeline tasks actors
+# FORMAT=json prints JSON, TO=file writes it.
+ANSWER = $(if $(FORMAT),-e operate_format=$(FORMAT)) $(if $(TO),-e operate_json=$(abspath $(TO)))
 
+.PHONY: $(QUESTIONS) versions run check-config dashboard delete shutdown
 .PHONY: help setup up down check preflight bundle export lint unit molecule first-scenarios test soak docs lock clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 	@echo; echo "  INVENTORY=inventories/<env> chooses the cluster; ARGS=... is passed to ansible-playbook"
 
 setup: $(STAMP) ## make the control environment, .venv
@@ -68,6 +72,37 @@ preflight: setup ## look from every host of INVENTORY at all others, before anyt
 
 down: setup ## remove the cluster of INVENTORY
 	$(PLAYBOOK) teardown.yml $(ARGS)
+
+status: ## nodes and applications with replicas, requests per second and errors; FORMAT=json, TO=file, here and below
+list: ## applications in one line each
+config: ## the Serve configuration that runs
+logs: ## last lines of DEPLOYMENT=name, all without; FOLLOW=seconds goes on
+memory: ## memory of nodes, object stores, GPUs, processes; references to objects
+timeline: ## the tasks' trace for chrome://tracing, into TO=file
+tasks: ## tasks by name and state
+actors: ## actors by class and state
+$(QUESTIONS): setup
+	$(PLAYBOOK) playbooks/ask.yml -e operate_question=$@ $(if $(DEPLOYMENT),-e operate_deployment=$(DEPLOYMENT)) \
+	  $(if $(FOLLOW),-e operate_follow_seconds=$(FOLLOW)) $(ANSWER) $(ARGS)
+
+versions: setup ## versions of everything on every host, and who differs
+	$(PLAYBOOK) playbooks/versions.yml $(ANSWER) $(ARGS)
+
+run: export OPERATE_COMMAND = $(value CMD)
+run: setup ## CMD='nvidia-smi' on all nodes
+	$(PLAYBOOK) playbooks/command.yml $(ANSWER) $(ARGS)
+
+check-config: setup ## whether FILE=serve.yaml, or what the inventory serves, would be taken; touches nothing that runs
+	$(PLAYBOOK) playbooks/check_config.yml $(if $(FILE),-e operate_config_file=$(abspath $(FILE))) $(ANSWER) $(ARGS)
+
+dashboard: setup ## the ssh command for the dashboard
+	$(PLAYBOOK) playbooks/dashboard.yml $(ANSWER) $(ARGS)
+
+delete: setup ## end application APP=name; asks for its name
+	$(PLAYBOOK) playbooks/delete.yml -e operate_application=$(APP) $(ARGS)
+
+shutdown: setup ## end all that serves, not the nodes; asks for the cluster's name
+	$(PLAYBOOK) playbooks/shutdown.yml $(ARGS)
 
 lint: setup ## yamllint, ansible-lint, ruff, mypy, syntax
 	yamllint --strict .

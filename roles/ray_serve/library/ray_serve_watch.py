@@ -86,60 +86,18 @@ seen:
   returned: success
 """
 
-import json
-import re
 import time
 from typing import Any
 
 from ansible.module_utils import ray_serve_changes as changes
 from ansible.module_utils import ray_serve_config as conf
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.ray_serve_rest import OPENER, UNREACHED, Problem, alive, ask
+from ansible.module_utils.ray_serve_rest import Problem, alive, ask
+from ansible.module_utils.ray_serve_totals import Totals, grown, read_totals
 
 PROBE_SECONDS = 0.5
 ENOUGH_REQUESTS = 20  # fewer say nothing about a share or a mean
 ENOUGH_ERRORS = 3  # fewer are chance
-SAMPLE = re.compile(r"^ray_serve_http_request_latency_ms_(count|sum)\{(.*)\} (\S+)$", re.MULTILINE)
-LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-Totals = dict[str, dict[str, float]]
-
-
-def parse(text: str, totals: Totals) -> None:
-    """Add the samples of one node to ``totals``. Errors: statuses from 400, but 499, a client that left."""
-    for kind, labels, value in SAMPLE.findall(text):
-        found = dict(LABEL.findall(labels))
-        if not (name := found.get("application")):
-            continue  # no application had this route
-        entry = totals.setdefault(name, {"requests": 0.0, "errors": 0.0, "ms": 0.0})
-        if kind == "sum":
-            entry["ms"] += float(value)
-            continue
-        entry["requests"] += float(value)
-        status = found.get("status_code", "")
-        if status.isdigit() and int(status) >= 400 and status != "499":
-            entry["errors"] += float(value)
-
-
-def read_totals(discovery_path: str) -> Totals:
-    """What all nodes counted; a node that does not answer is left out, and so is a list that is not there."""
-    totals: Totals = {}
-    try:
-        with open(discovery_path) as handle:
-            targets = [target for entry in json.load(handle) for target in entry["targets"]]
-    except (FileNotFoundError, ValueError):
-        return totals
-    for target in targets:
-        try:
-            with OPENER.open(f"http://{target}/metrics", timeout=5) as answer:
-                parse(answer.read().decode(errors="replace"), totals)
-        except UNREACHED:
-            continue
-    return totals
-
-
-def grown(first: Totals, last: Totals, name: str) -> dict[str, float]:
-    now, then = last.get(name, {}), first.get(name, {})
-    return {key: max(0.0, now.get(key, 0.0) - then.get(key, 0.0)) for key in ("requests", "errors", "ms")}
 
 
 def verdict(old: dict[str, float], new: dict[str, float], max_error: float, max_ratio: float) -> tuple[str, str]:
