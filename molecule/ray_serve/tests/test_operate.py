@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 UNITS = ("raymetal.service",)
+pytestmark = pytest.mark.soak  # each question is a run of Ansible
 ASK, CHECK = "playbooks/ask.yml", "playbooks/check_config.yml"
 
 
