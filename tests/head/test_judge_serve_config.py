@@ -400,7 +400,7 @@ def test_own_apps(tmp_path: pathlib.Path) -> None:
         own_app(tmp_path, "nothing", name="e"),
         own_app(tmp_path, "app", name="f", runtime_env={"env_vars": {"BREAK": "exit"}}),
         {"name": "g", "import_path": "no_such_module:app"},
-        {"name": "h", "import_path": "only_on_workers:app", "runtime_env": {"pip": ["x"]}},
+        {"name": "h", "import_path": "only_on_workers:app", "runtime_env": {"working_dir": "https://x/y.zip"}},
     ]
     for position, app in enumerate(apps):
         app["route_prefix"] = f"/{position}"
@@ -417,6 +417,29 @@ def test_own_apps(tmp_path: pathlib.Path) -> None:
         texts, ["TypeError", "AttributeError", "SystemExit: bye", "ModuleNotFoundError"], strict=True
     ):
         assert text.startswith(word)
+
+
+def test_an_application_that_ray_serve_llm_makes_is_imported_without_a_cluster(tmp_path: pathlib.Path) -> None:
+    """It asks Ray for the runtime_env of its process, which has none before it is connected."""
+    (tmp_path / "llm_for_judge.py").write_text(
+        "from ray.serve.llm import LLMConfig, build_openai_app\n"
+        "config = LLMConfig(model_loading_config={'model_id': 'm', 'model_source': '/none'})\n"
+        "app = build_openai_app({'llm_configs': [config]})\n"
+    )
+    app = {"import_path": "llm_for_judge:app", "runtime_env": {"working_dir": f"local://{tmp_path}"}}
+    needs: dict[str, Any] = {}
+    assert judge_module.judge({"applications": [app]}, needs) == []
+    assert needs["default"]["LLMServer:m"]["placement_group_bundles"] == [{"CPU": 1, "GPU": 1}]
+
+
+def test_what_no_node_can_build_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    app = {"import_path": "only_on_workers:app", "runtime_env": {"pip": ["x"]}}
+    (problem,) = told({"applications": [app]}).values()
+    assert problem.variable == f"{APP}.runtime_env.pip" and "miss pip" in problem.problem
+    app = {"import_path": "only_on_workers:app", "runtime_env": {"image_uri": "x/y:1"}}
+    (problem,) = told({"applications": [app]}).values()
+    assert problem.variable == f"{APP}.runtime_env.image_uri" and "podman" in problem.problem
 
 
 def test_import_has_a_time_limit(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from judge_serve_schema import Problem, Problems, check
 
 ROOT = "ray_serve_config"
 LLM_MODULE = "ray.serve.llm"
-IMPORT_SECONDS = 60
+IMPORT_SECONDS = 120  # ray.serve.llm alone takes half a minute on a busy host
 
 
 def judge(config: Any, needs: dict[str, Any] | None = None) -> list[Problem]:

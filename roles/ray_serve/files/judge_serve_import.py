@@ -13,6 +13,7 @@ import os
 import sys
 import typing
 from typing import Any
+from unittest import mock
 
 # Asking Ray for its context would start or join a cluster.
 os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
@@ -39,12 +40,15 @@ def needs_of(deployments: list[Any]) -> dict[str, Any]:
 def look(import_path: str, args: dict[str, Any]) -> dict[str, Any]:
     """Return what the import path names; a failure is told as the exception's type and text."""
     try:
+        import ray
         from pydantic import BaseModel
         from ray._common.utils import import_attr
         from ray.serve._private.build_app import build_app
         from ray.serve.deployment import Application
 
-        target = import_attr(import_path)
+        # A module that builds its application by ray.serve.llm asks for the runtime_env of the process that builds.
+        with mock.patch.object(ray, "get_runtime_context", return_value=mock.Mock(runtime_env={})):
+            target = import_attr(import_path)
         if isinstance(target, Application):
             if args:
                 return {"error": "ValueError: args are only for a builder function, and this is a built application."}

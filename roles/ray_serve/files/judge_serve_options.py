@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import difflib
+import importlib.util
 import inspect
 import os
+import shutil
+import sys
 from typing import Any
 
 from judge_serve_schema import SPECIAL, Problems, check_fields, join
@@ -50,6 +53,7 @@ def check_runtime_env(value: Any, path: str, problems: Problems) -> tuple[Any, b
             problems.add_unknown(path, key, value[key], known)
         if unknown:
             return {key: item for key, item in value.items() if key not in unknown}, True
+    told = _add_unbuildable(value, path, problems)
     env_vars = value.get("env_vars")
     if isinstance(env_vars, dict):
         wrong = {key: item for key, item in env_vars.items() if not (isinstance(key, str) and isinstance(item, str))}
@@ -65,8 +69,25 @@ def check_runtime_env(value: Any, path: str, problems: Problems) -> tuple[Any, b
         problems.add_error(path, value, error)
         return value, False
     except OSError:  # a file that is read where the application is built
-        return value, True
-    return value, True
+        return value, not told
+    return value, not told
+
+
+def _add_unbuildable(value: dict[Any, Any], path: str, problems: Problems) -> bool:
+    """Note what Ray accepts and no node of this kind can build; the head's environment is that of all nodes."""
+    found = False
+    for key in ("pip", "uv"):
+        if value.get(key) and not importlib.util.find_spec("pip"):
+            text = f"Ray would copy the whole environment for it, and then miss pip: this one has none ({sys.prefix})."
+            do = "Put the packages into a lock of your own (python_env_lock), and leave this key out."
+            problems.add(join(path, key), value[key], text, do)
+            found = True
+    if value.get("image_uri") and not shutil.which("podman"):
+        text = "Ray starts such a container by podman, and the host has none."
+        do = "Leave it out: applications run in the environment of the node."
+        problems.add(join(path, "image_uri"), value["image_uri"], text, do)
+        found = True
+    return found
 
 
 SPECIAL[ServeApplicationSchema, "runtime_env"] = check_runtime_env
