@@ -15,6 +15,7 @@ ACCESS = {
     "all": "everyone, not stopped",
     "clients": "firewall_clients, nodes, gateways",
     "local": "this host",
+    "metrics": "monitoring hosts, firewall_operators, nodes, gateways",
     "operators": "firewall_operators, nodes, gateways",
     "peers": "nodes, gateways",
     "proxy_clients": "firewall_proxy_clients, nodes, gateways",
@@ -48,7 +49,9 @@ def _loopback(host: str) -> bool:
 
 
 def port_plan(processes: Iterable[Mapping[str, Any]], parts: list[str]) -> list[Entry]:
-    """What listens on a host that is ``parts`` (host, node, head, worker, gateway), in the order of ``processes``.
+    """What listens on a host that is ``parts``, in the order of ``processes``.
+
+    The parts are host, node, head, worker, gateway, watched, monitoring.
 
     Each entry has process, variable (empty where no setting moves it), protocol, ports (pairs of first and last; empty
     where the kernel draws one) and access.
