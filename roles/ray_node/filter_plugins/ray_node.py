@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -146,6 +147,28 @@ def ray_node_bound_problems(bounds: Mapping[str, Sequence[float]]) -> list[Probl
     return found
 
 
+def ray_node_runtime_problems(
+    runtime: str, supervisor: str, unit_options: Mapping[str, Any], volumes: Sequence[str]
+) -> list[Problem]:
+    """Problems of a node in a container: what holds for a node on the host alone, and volumes that are none."""
+    found: list[Problem] = []
+    if runtime != "container":
+        return found
+    if supervisor == "detached":
+        do = "set it to auto, and let PID 1 be systemd, or ray_node_runtime to host"
+        found.append(
+            {"variable": "ray_node_supervisor", "value": supervisor, "problem": "a container has a unit", "do": do}
+        )
+    if unit_options:
+        text, do = "the unit runs the engine, not the node", "give ray_node_container_options instead"
+        found.append({"variable": "ray_node_unit_options", "value": dict(unit_options), "problem": text, "do": do})
+    for volume in volumes:
+        if not re.fullmatch(r"/[^:]*:/[^:]*(:[a-zA-Z,]+)?", volume):
+            here = {"variable": "ray_node_container_volumes", "value": volume}
+            found.append({**here, "problem": "is no volume", "do": "write /on/the/host:/in/the/container:ro"})
+    return found
+
+
 def ray_authentication_problems(tls: bool, heads: bool, head: str, environment: Mapping[str, Any]) -> list[Problem]:
     """Problems of ``ray_node_tls`` of a node, beside that of the ``head``, and in the operator's ``environment``.
 
@@ -174,5 +197,6 @@ class FilterModule:
             "ray_start_flags": ray_start_flags,
             "ray_start_problems": ray_start_problems,
             "ray_node_bound_problems": ray_node_bound_problems,
+            "ray_node_runtime_problems": ray_node_runtime_problems,
             "ray_authentication_problems": ray_authentication_problems,
         }

@@ -90,6 +90,9 @@ def _software(host: str, facts: Mapping[str, Any], want: Mapping[str, Any]) -> I
         yield _problem(host, "cluster_debian_mirror", False, text, "install them, or set it to true if apt works there")
     if want["supervisor"] == "systemd" and not facts["systemd"]:
         yield _problem(host, "ray_node_supervisor", "systemd", "PID 1 is not systemd", "set it to auto or detached")
+    if want["runtime"] == "container" and not facts["systemd"]:
+        do = "set it to host, where `ray start` needs no unit"
+        yield _problem(host, "ray_node_runtime", "container", "PID 1 is not systemd, which runs the container", do)
     if want["firewall"] and not facts["systemd"]:
         do = "set it to false for this host, and close its ports where its network comes from"
         yield _problem(host, "firewall_enabled", True, "PID 1 is not systemd, which loads the rules", do)
