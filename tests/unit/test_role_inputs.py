@@ -10,6 +10,7 @@ import yaml
 from support import ROOT, load
 
 gpu_host = load("roles/gpu_host/filter_plugins/gpu_host.py")
+ray_image = load("roles/ray_image/filter_plugins/ray_image.py")
 ray_node = load("roles/ray_node/filter_plugins/ray_node.py")
 python_env = load("roles/python_env/filter_plugins/python_env.py")
 model_store = load("roles/model_store/filter_plugins/model_store.py")
@@ -49,6 +50,35 @@ def test_gpu_host(user: str, directory: str, value: str, text: str) -> None:
 def test_bounds_of_what_a_node_may_leave(bound: list[float], do: str) -> None:
     found = ray_node.ray_node_bound_problems({"ray_node_x": bound})
     assert [(problem["variable"], problem["do"]) for problem in found] == ([("ray_node_x", do)] if do else [])
+
+
+def test_a_node_in_a_container() -> None:
+    assert ray_node.ray_node_runtime_problems("host", "detached", {"UMask": "0022"}, ["no volume"]) == []
+    assert ray_node.ray_node_runtime_problems("container", "auto", {}, ["/a:/b:ro", "/a:/b"]) == []
+    found = told(ray_node.ray_node_runtime_problems("container", "detached", {"UMask": "0022"}, ["a:/b", "/a"]))
+    assert [variable for variable, _ in found] == [
+        "ray_node_supervisor",
+        "ray_node_unit_options",
+        "ray_node_container_volumes",
+        "ray_node_container_volumes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("reference", "prefix", "texts"),
+    [
+        ("", "", []),
+        ("registry.example.com:5000/ray:2.60.0", "/opt/ray", []),
+        ("ray@sha256:" + "0" * 64, "/opt/ray", []),
+        ("registry.example.com:5000/ray", "/opt/ray", ["has neither tag nor digest"]),
+        ("ray:latest", "/opt/ray", ["is another image tomorrow"]),
+        ("ray:1", "", ["belong together"]),
+        ("", "/opt/ray", ["belong together"]),
+    ],
+)
+def test_an_image_has_one_version(reference: str, prefix: str, texts: list[str]) -> None:
+    found = told(ray_image.ray_image_problems(reference, prefix))
+    assert len(found) == len(texts) and all(text in problem for text, (_, problem) in zip(texts, found, strict=True))
 
 
 LOCK = """\

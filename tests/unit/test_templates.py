@@ -40,6 +40,8 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "worker-raymetal-sweep.timer",
         "head-ray-start",
         "worker-ray-start",
+        "contained-raymetal.service",
+        "contained-ray-container",
         "head-ray.env",
         "head-serve.yml",
         "head-limits.conf",
