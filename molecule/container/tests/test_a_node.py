@@ -48,7 +48,7 @@ def test_what_runs_is_of_the_image(name):
     ]
     assert places[0] != places[1], "the same file"
     (container,) = json.loads(here.check_output("podman ps --format json"))
-    (image,) = json.loads(here.check_output("podman image inspect localhost/raymetal:current"))
+    (image,) = json.loads(here.check_output("podman image inspect localhost/trial:current"))
     assert container["Names"] == ["raymetal"] and container["ImageID"] == image["Id"]
     assert image["Labels"]["raymetal.cluster"] == "trial"
 

@@ -8,7 +8,7 @@ def test_teardown_leaves_neither_container_nor_image(host, playbook):
         result = playbook("teardown.yml", variables=TEARDOWN)
         assert result.returncode == 0, result.stdout[-4000:]
     assert host.check_output("podman ps --all --quiet") == ""
-    assert "localhost/raymetal" not in host.check_output("podman images --all --format '{{.Repository}}'").split()
+    assert "localhost/trial" not in host.check_output("podman images --all --format '{{.Repository}}'").split()
     assert host.run("ps -eo args | grep -E '[r]aylet|[r]ay::|[V]LLM|[g]cs_server'").stdout == ""
     for path in ("/etc/raymetal", "/var/lib/raymetal", "/etc/systemd/system/raymetal.service"):
         assert not host.file(path).exists, path
