@@ -37,7 +37,7 @@ QUESTIONS := status list config logs memory timeline tasks actors
 ANSWER = $(if $(FORMAT),-e operate_format=$(FORMAT)) $(if $(TO),-e operate_json=$(abspath $(TO)))
 
 .PHONY: $(QUESTIONS) versions run check-config dashboard delete shutdown
-.PHONY: help setup up down check preflight bundle export lint unit molecule first-scenarios test soak docs lock clean
+.PHONY: help setup up down check preflight bundle export lint unit molecule first-scenarios test soak docs site lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | while IFS=$$'\t' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -130,6 +130,9 @@ soak: setup ## what is too long for `make test`: hundreds of random changes, all
 
 docs: setup ## renew docs/reference.md from the roles' specs
 	python docs/generate.py
+
+site: setup ## the pages of docs/ as a site, in .cache/site
+	uv run --quiet --no-project --isolated --python "$$(command -v python)" --with-requirements $(LOCKS)/docs.lock zensical build --strict
 
 lock: setup ## renew the locks from files/locks/*.in
 	tests/lock.sh

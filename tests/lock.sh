@@ -14,6 +14,7 @@ compile "${hosts[@]}" "${cpu[@]}" cpu.in -o cpu.lock
 compile --no-deps demo.in -o demo.lock
 compile --universal load.in -o load.lock
 compile --universal rattler.in -o rattler.lock
+compile --universal docs.in -o docs.lock
 compile --universal --constraints <(grep -oE '^huggingface-hub==[^ ]+' cpu.lock) control.in -o control.lock
 
 # The options of `ray start`, from the Ray of the lock.

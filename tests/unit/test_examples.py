@@ -123,7 +123,7 @@ def test_what_the_seed_shows_and_ray_cannot_is_refused_with_the_reason() -> None
     scaling = config["applications"][0]["deployments"][0]["autoscaling_config"]
     scaling["upscale_delay"] = scaling.pop("upscale_delay_s")
     multi = example("multi-application")["applications"]
-    odd = [
+    odd: list[dict[str, Any]] = [
         {"runtime_env": {"working_dir": "."}},
         {"runtime_env": {"pip": ["torch"]}},
         {"runtime_env": {"image_uri": "docker.io/user/app1:latest"}},
