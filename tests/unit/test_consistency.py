@@ -133,7 +133,7 @@ def test_every_collection_that_is_used_is_required() -> None:
         if path.is_file()
     )
     used = set(re.findall(r"(?m)^\s*(?:- )?([a-z]+\.[a-z]+)\.[a-z_]+:", text))
-    used |= set(re.findall(r"(?m)= ([a-z]+\.[a-z]+)\.[a-z_]+$", (ROOT / "ansible.cfg").read_text()))
+    used |= set(re.findall(r"(?m)[=,] ([a-z]+\.[a-z]+)\.[a-z_]+", (ROOT / "ansible.cfg").read_text()))
     assert used - {"ansible.builtin"} == required
 
 
