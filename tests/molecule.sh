@@ -29,7 +29,7 @@ fi
 folder=$(mktemp --directory)
 trap 'rm -r "$folder"' EXIT
 queue=$folder/queue
-printf '%s\n' conda model_store fan_out firewall ray_serve gateway load_test faults upgrade cluster security \
+printf '%s\n' conda model_store fan_out firewall ray_serve gateway load_test faults upgrade cluster container security \
   ray_node ray_health monitoring preflight > "$queue"
 
 # The first name of the queue, which it loses; fails when there is none.
