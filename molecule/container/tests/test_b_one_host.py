@@ -23,7 +23,7 @@ def test_a_second_worker_on_one_host(host, playbook, tmp_path):
     own = variables["ansible_host"]
     address = own.rpartition(".")[0] + ".112"
     device = worker.check_output("ip -o -4 route show default").split()[4]
-    worker.check_output(f"ip address add {address}/24 dev {device}")
+    worker.check_output(f"ip address replace {address}/24 dev {device}")
     second = {
         **{f"ansible_{key}": variables[f"ansible_{key}"] for key in ("port", "private_key_file", "user")},
         "ansible_host": address,
