@@ -37,7 +37,9 @@ def test_a_second_worker_on_one_host(host, playbook, tmp_path):
     }
     for name in INVENTORY.iterdir():
         (tmp_path / name.name).symlink_to(name)
-    (tmp_path / "second.yml").write_text(yaml.safe_dump({"ray_workers": {"hosts": {"worker2": second}}}))
+    (tmp_path / "second.yml").write_text(
+        yaml.safe_dump({group: {"hosts": {"worker2": second}} for group in ("ray_cluster", "ray_workers")})
+    )
     done = playbook("site.yml", "--tags", "install,models,cluster,health", inventory=tmp_path)
     assert done.returncode == 0, done.stdout[-4000:]
     listed = Cluster(host).rest("/api/v0/nodes?detail=1")["data"]["result"]["result"]
