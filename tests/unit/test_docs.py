@@ -72,8 +72,8 @@ def test_commands_name_what_there_is(path: Path) -> None:
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    text = (ROOT / "mkdocs.yml").read_text()
-    named = set(re.findall(r"([\w-]+\.md)", text[text.index("nav:") :]))
+    text = (ROOT / "zensical.toml").read_text()
+    named = set(re.findall(r"([\w-]+\.md)", text[text.index("nav = ") :]))
     assert named == {path.name for path in (ROOT / "docs").glob("*.md")}
     index = (ROOT / "docs/index.md").read_text()
     assert named - {"index.md"} <= set(re.findall(r"\(([\w-]+\.md)\)", index))
