@@ -64,6 +64,7 @@ GOOD: dict[str, Any] = {
         "python_version": "3.11",
         "lock_cuda": "13.0.88",
         "supervisor": "auto",
+        "runtime": "host",
         "firewall": True,
         "logical_gpus": False,
         "num_gpus": None,
