@@ -158,18 +158,20 @@ def test_sigterm_waits_for_what_is_in_flight_and_writes_the_reports(host, behave
 def test_the_key_is_sent_and_shows_nowhere_and_the_reports_are_fetched(host, behave, playbook, tmp_path):
     key = "key-of-the-test"
     behave(key=key)
-    variables = {**SHORT, "load_test_reports_dir": str(tmp_path)}
+    reports = tmp_path / "reports"
+    variables = {**SHORT, "load_test_reports_dir": str(tmp_path / "refused")}
     refused = playbook(PROJECT / "playbooks/load_test.yml", variables=variables)
     assert refused.returncode != 0 and "status 401" in refused.stdout, refused.stdout[-3000:]
     watch = f"while sleep 0.2; do ps -eo args; grep -rsF {key[:-1]} /root/.ansible_async; done >/tmp/seen"
     host.run_expect([0], f"systemd-run --quiet --unit=watch sh -c '{watch}'")
-    done = playbook(PROJECT / "playbooks/load_test.yml", variables={**variables, "load_test_api_key": key})
+    variables |= {"load_test_reports_dir": str(reports), "load_test_api_key": key}
+    done = playbook(PROJECT / "playbooks/load_test.yml", variables=variables)
     host.run_expect([0], "systemctl stop watch")
     assert done.returncode == 0 and key not in done.stdout, done.stdout[-3000:]
     assert "bin/locust" in host.file("/tmp/seen").content_string and key not in host.file("/tmp/seen").content_string
     host.run_expect([1], f"grep -rqsF {key} {ROOT} /root/.ansible_async")
     assert "requests (" in done.stdout and "0 failed, p50" in " ".join(done.stdout.split())
-    run = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime)  # the first was refused
+    (run,) = reports.iterdir()
     assert run.name.endswith("-client")
     assert {path.name for path in run.iterdir()} >= {
         "report.html",
@@ -209,3 +211,7 @@ def test_check_mode_on_an_empty_host_and_removal(host, behave, playbook, tmp_pat
     assert checked.returncode == 0, checked.stdout[-3000:]
     host.run_expect([1], f"test -e {ROOT}")
     assert served(host) == 0
+    # And back, for whoever comes after.
+    assert playbook(PROJECT / "playbooks/load_test.yml", "--tags", "install").returncode == 0
+    again = playbook(PROJECT / "playbooks/load_test.yml", "--tags", "install")
+    assert "changed=0" in again.stdout, again.stdout[-2000:]
